@@ -1,0 +1,4 @@
+//! MetaStore: a durable single-node etcd. The map, top layer first.
+
+pub mod proto;
+pub mod storage;

@@ -1,0 +1,2 @@
+//! Flags, then the server.
+fn main() {}
