@@ -53,3 +53,11 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Makes all earlier writes of this file durable (fdatasync: data, and length if it changed).
     fn sync(&self) -> io::Result<()>;
 }
+
+/// Whether `error` says that there is no room, by size or by quota.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
