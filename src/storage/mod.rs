@@ -5,14 +5,19 @@
 //! Settler (background)  ─► flush, sweep ─► redb ─► View
 //! ```
 
+pub mod check;
 pub mod disk;
 pub mod format;
 pub mod key_range;
+pub mod log;
 pub mod memtable;
 pub mod record;
 pub mod redb;
 pub mod revision;
 pub mod row;
+pub mod settler;
+pub mod space;
+pub mod store;
 pub mod varint;
 pub mod view;
 
@@ -41,6 +46,9 @@ pub enum Error {
         /// The format's version.
         found: u64,
     },
+    /// The log holds what was never written, or is a newer program's.
+    #[error(transparent)]
+    Log(log::Error),
     /// What was read is not what was written. The process ends.
     #[error(transparent)]
     Damaged(#[from] Damaged),

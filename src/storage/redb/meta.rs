@@ -5,7 +5,6 @@
 
 use redb::{ReadableTable, Table};
 
-use super::tables;
 use crate::storage::{Damaged, Error, format};
 
 /// See the module.

@@ -40,12 +40,13 @@ const SLICE_ROWS: usize = 200_000;
 const STEPS_MAX: usize = 8;
 
 /// Bytes that a `history` row's key takes, and an `index` row's revision.
-const REVISION_BYTES: usize = 12;
+pub const REVISION_BYTES: usize = 12;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Database {
-    redb: redb::Database,
+    /// `None` after it could not be opened anew for want of space.
+    redb: Option<redb::Database>,
     file: Arc<dyn DiskFile>,
     counters: Arc<Counters>,
     cache_bytes: usize,
@@ -71,7 +72,7 @@ impl Database {
     pub fn open(file: Arc<dyn DiskFile>, cache_bytes: usize) -> Result<Database, Error> {
         let counters = Arc::new(Counters::default());
         Ok(Database {
-            redb: open_redb(&file, &counters, cache_bytes)?,
+            redb: Some(open_redb(&file, &counters, cache_bytes)?),
             file,
             counters,
             cache_bytes,
@@ -79,23 +80,18 @@ impl Database {
     }
 
     /// Closes the database and opens it again: redb answers nothing more once an I/O error has
-    /// met it, a full disk included. Readers of before get [`Error::Closed`].
-    pub fn reopen(self) -> Result<Database, Error> {
-        let Database {
-            redb,
-            file,
-            counters,
-            cache_bytes,
-        } = self;
+    /// met it, a full disk included. Readers of before get [`Error::Closed`], and so does every
+    /// call until opening succeeds.
+    pub fn reopen(&mut self) -> Result<(), Error> {
         // What it did not commit is lost with it: the memtable and the log still hold that.
-        drop(redb);
-        counters.full.store(false, Ordering::Relaxed);
-        Ok(Database {
-            redb: open_redb(&file, &counters, cache_bytes)?,
-            file,
-            counters,
-            cache_bytes,
-        })
+        self.redb = None;
+        self.counters.full.store(false, Ordering::Relaxed);
+        self.redb = Some(open_redb(&self.file, &self.counters, self.cache_bytes)?);
+        Ok(())
+    }
+
+    fn redb(&self) -> Result<&redb::Database, Error> {
+        self.redb.as_ref().ok_or(Error::Closed)
     }
 
     /// Whether the last failure was a full disk.
@@ -110,9 +106,10 @@ impl Database {
 
     /// The last commit, to read from.
     pub fn reader(&self) -> Result<Reader, Error> {
-        let txn = self.redb.begin_read()?;
+        let txn = self.redb()?.begin_read()?;
         Ok(Reader {
             meta: Meta::read(&txn.open_table(tables::META)?)?,
+            counters: Arc::clone(&self.counters),
             history: txn.open_table(tables::HISTORY)?,
             index: txn.open_table(tables::INDEX)?,
         })
@@ -221,7 +218,7 @@ impl Database {
 
     /// Every commit is durable, and saves what a quick start after a crash needs.
     fn begin_write(&self) -> Result<redb::WriteTransaction, Error> {
-        let mut txn = self.redb.begin_write()?;
+        let mut txn = self.redb()?.begin_write()?;
         txn.set_durability(Durability::Immediate)
             .expect("no savepoint forbids durability");
         txn.set_quick_repair(true);
@@ -255,6 +252,19 @@ pub struct Progress {
     pub term: u64,
 }
 
+impl Progress {
+    /// How far the tables have come.
+    pub fn of(meta: &Meta) -> Progress {
+        Progress {
+            batch: meta.applied_batch,
+            index: meta.applied_index,
+            revision: meta.revision,
+            floor: meta.floor,
+            term: meta.term,
+        }
+    }
+}
+
 /// What one slice of the sweep removes: key and revision, in the order of `index`.
 struct Slice {
     victims: BTreeSet<(Vec<u8>, Revision)>,
@@ -266,6 +276,7 @@ struct Slice {
 pub struct Reader {
     /// What `meta` said.
     pub meta: Meta,
+    counters: Arc<Counters>,
     history: ReadOnlyTable<(u64, u32), &'static [u8]>,
     index: ReadOnlyTable<(&'static [u8], &'static [u8; 12]), &'static [u8]>,
 }
@@ -273,6 +284,11 @@ pub struct Reader {
 type IndexCursor<'a> = Cursor<'a, (&'static [u8], &'static [u8; 12]), &'static [u8]>;
 
 impl Reader {
+    /// Whether reads have lately had to wait for the disk.
+    pub fn is_cold(&self) -> bool {
+        self.counters.is_cold()
+    }
+
     /// The newest version of `key` at or before revision `main`.
     pub fn newest(&self, key: &[u8], main: u64) -> Result<Option<Version>, Error> {
         self.version_from(key, Revision::last_of(main))
@@ -330,28 +346,32 @@ impl Reader {
         })
     }
 
-    /// Visits every row of `history` in order.
+    /// Visits the rows of `history` in order, until `visit` says `false`.
     pub fn for_each_history(
         &self,
-        mut visit: impl FnMut(Revision, &[u8]) -> Result<(), Error>,
+        mut visit: impl FnMut(Revision, &[u8]) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         for row in self.history.iter()? {
             let (at, value) = row?;
             let (main, sub) = at.value();
-            visit(Revision { main, sub }, value.value())?;
+            if !visit(Revision { main, sub }, value.value())? {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Visits every row of `index` in order: key, revision, value.
+    /// Visits the rows of `index` in order, until `visit` says `false`: key, revision, value.
     pub fn for_each_index(
         &self,
-        mut visit: impl FnMut(&[u8], Revision, &[u8]) -> Result<(), Error>,
+        mut visit: impl FnMut(&[u8], Revision, &[u8]) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         for row in self.index.iter()? {
             let (key, value) = row?;
             let (key, at) = key.value();
-            visit(key, Revision::decode_descending(at), value.value())?;
+            if !visit(key, Revision::decode_descending(at), value.value())? {
+                break;
+            }
         }
         Ok(())
     }

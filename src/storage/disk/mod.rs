@@ -9,6 +9,8 @@
 //! - A created, renamed or removed name is durable once `sync_dir` has returned.
 //! - After `allocate` or `create`, writes within the length cannot run out of space.
 
+pub mod real;
+
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
