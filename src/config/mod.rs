@@ -11,6 +11,8 @@
 //!
 //! What depends on the data folder is left to the server: see [`Config::check_bootstrap`].
 
+mod bootstrap;
+mod checks;
 mod flags;
 mod help;
 pub mod ids;
@@ -21,15 +23,12 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use flags::Effect;
 use settings::{Asked, Known, Settings};
-use url::{Scheme, Url};
-use values::{Kind, Value};
 
 pub use url::{ListenAddress, ListenUrl};
 
@@ -160,7 +159,6 @@ pub enum LogOutput {
 /// The flags of `metastore check`.
 const CHECK: Known = Known(Some(&["name", "data-dir", "wal-dir"]));
 
-const ELECTION_MS_MAX: u64 = 50_000;
 const RECOMMENDED_REQUEST_BYTES: u64 = 10 << 20;
 const RECOMMENDED_QUOTA_BYTES: i64 = 8 << 30;
 
@@ -281,81 +279,28 @@ impl Config {
         ids::cluster_id(self.member_id())
     }
 
-    /// Whether a store may be made in an empty data folder. With data in it this does not count.
-    pub fn check_bootstrap(&self) -> Result<(), Refusal> {
-        let refused = |message| Err(Refusal::new(message));
-        let urls = initial_urls(&self.initial_cluster, &self.name)
-            .map_err(|why| Refusal::new(format!("error setting up initial cluster: {why}")))?;
-        if urls.is_empty() {
-            return refused(format!(
-                "couldn't find local name {:?} in the initial cluster configuration",
-                self.name
-            ));
-        }
-        if self.initial_cluster_state == ClusterState::Existing {
-            return refused(
-                "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
-                    .into(),
-            );
-        }
-        let (name, advertised) = (&self.name, &self.initial_advertise_peer_urls);
-        let prefixed = |urls: &[&String]| {
-            let pairs = urls.iter().map(|url| format!("{name}={url}"));
-            pairs.collect::<Vec<_>>().join(",")
-        };
-        let initial: Vec<&String> = urls.iter().map(|url| &url.text).collect();
-        let unadvertised: Vec<&String> = initial
-            .iter()
-            .copied()
-            .filter(|url| !advertised.contains(url))
-            .collect();
-        if !unadvertised.is_empty() {
-            return refused(format!(
-                "--initial-cluster has {} but missing from --initial-advertise-peer-urls={}",
-                prefixed(&unadvertised),
-                advertised.join(",")
-            ));
-        }
-        let uninitial: Vec<&String> = advertised
-            .iter()
-            .filter(|url| !initial.contains(url))
-            .collect();
-        if !uninitial.is_empty() {
-            let missing = uninitial
-                .iter()
-                .map(|url| url.as_str())
-                .collect::<Vec<_>>()
-                .join(",");
-            return refused(format!(
-                "--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={}",
-                prefixed(&initial)
-            ));
-        }
-        Ok(())
-    }
-
     fn new(mut settings: Settings) -> Result<Config, Refusal> {
-        check_effects(&mut settings)?;
+        checks::check_effects(&mut settings)?;
         let s = &settings;
-        check_used_alone(s)?;
-        check_peer_files(s)?;
-        let (log_level, log_format, log_output) = log(s)?;
-        check_bindable(s.urls("listen-peer-urls"))?;
-        let listen_client_urls = check_bindable(s.urls("listen-client-urls"))?;
-        check_tls(s)?;
-        let advertise_client_urls = advertised_client_urls(s)?;
-        let peer_urls = advertised_peer_urls(s)?;
-        check_timing(s)?;
-        check_compaction(s)?;
+        checks::check_used_alone(s)?;
+        checks::check_peer_files(s)?;
+        let (log_level, log_format, log_output) = checks::log(s)?;
+        checks::check_bindable(s.urls("listen-peer-urls"))?;
+        let listen_client_urls = checks::check_bindable(s.urls("listen-client-urls"))?;
+        checks::check_tls(s)?;
+        let advertise_client_urls = checks::advertised_client_urls(s)?;
+        let peer_urls = checks::advertised_peer_urls(s)?;
+        checks::check_timing(s)?;
+        checks::check_compaction(s)?;
 
         let name = s.text("name").to_string();
-        let initial_cluster = initial_cluster(s, &name, &peer_urls)?;
+        let initial_cluster = bootstrap::initial_cluster(s, &name, &peer_urls)?;
         let mut config = Config {
             data_dir: data_dir(s),
             wal_dir: wal_dir(s),
             listen_client_urls,
             advertise_client_urls,
-            listen_peer_urls: texts(s.urls("listen-peer-urls")),
+            listen_peer_urls: url::texts(s.urls("listen-peer-urls")),
             initial_advertise_peer_urls: peer_urls,
             initial_cluster,
             initial_cluster_state: match s.text("initial-cluster-state") {
@@ -405,246 +350,6 @@ impl Config {
     }
 }
 
-/// Refuses what we cannot heed, and warns of what has no effect.
-fn check_effects(settings: &mut Settings) -> Result<(), Refusal> {
-    let mut warnings = Vec::new();
-    for (flag, value) in settings.given() {
-        match flag.effect {
-            Effect::Used | Effect::None => {}
-            Effect::Warned(warning) => warnings.push(format!("--{} {warning}", flag.name)),
-            Effect::Only(accepted, reason) => {
-                if !accepted
-                    .iter()
-                    .any(|text| flag.kind.parse(text).as_ref() == Ok(value))
-                {
-                    return Err(Refusal::new(format!("--{} {reason}", flag.name)));
-                }
-            }
-        }
-    }
-    settings.warnings.extend(warnings);
-    Ok(())
-}
-
-/// Checks that look at one flag, and at nothing that is kept.
-fn check_used_alone(s: &Settings) -> Result<(), Refusal> {
-    if s.text("discovery-fallback") == "proxy" {
-        let message =
-            r#"v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy""#;
-        return Err(Refusal::new(message.into()));
-    }
-    let gate = |name| s.gate(name).or(s.gate("AllAlpha")).unwrap_or(false);
-    if gate("LeaseCheckpointPersist") && !gate("LeaseCheckpoint") {
-        let message = "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint";
-        return Err(Refusal::new(message.into()));
-    }
-    Ok(())
-}
-
-/// As etcd, which reads the files of peer TLS even if no peer URL needs them.
-fn check_peer_files(s: &Settings) -> Result<(), Refusal> {
-    for (flag, value) in s.given() {
-        if let (Kind::File, Value::Text(path)) = (flag.kind, value)
-            && !path.is_empty()
-        {
-            let refused =
-                |why: String| Refusal::new(format!("--{}: open {path}: {why}", flag.name));
-            let metadata = Path::new(path)
-                .metadata()
-                .map_err(|error| refused(error.to_string()))?;
-            if !metadata.is_file() {
-                return Err(refused("not a file".into()));
-            }
-            std::fs::File::open(path).map_err(|error| refused(error.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
-/// TLS for clients is not built; that for peers would need its files.
-fn check_tls(s: &Settings) -> Result<(), Refusal> {
-    if let Some(url) = s.urls("listen-client-urls").iter().find(|url| url.is_tls()) {
-        return Err(Refusal::new(format!(
-            "--listen-client-urls: TLS is not supported yet: {}",
-            url.text
-        )));
-    }
-    let has_files = !s.text("peer-cert-file").is_empty() && !s.text("peer-key-file").is_empty();
-    let peer_urls = s.urls("listen-peer-urls");
-    match peer_urls
-        .iter()
-        .find(|url| url.scheme == Scheme::Https && !has_files && !s.bool("peer-auto-tls"))
-    {
-        Some(url) => Err(Refusal::new(format!(
-            "cannot listen on TLS for {}: KeyFile and CertFile are not presented",
-            url.authority()
-        ))),
-        None => Ok(()),
-    }
-}
-
-fn log(s: &Settings) -> Result<(LogLevel, LogFormat, LogOutput), Refusal> {
-    match s.text("logger") {
-        "zap" => {}
-        "capnslog" => return Err(Refusal::new("--logger=capnslog is removed in v3.5".into())),
-        other => return Err(Refusal::new(format!("unknown logger option {other:?}"))),
-    }
-    let level = match s.text("log-level").to_ascii_lowercase().as_str() {
-        "debug" => LogLevel::Debug,
-        "info" => LogLevel::Info,
-        "warn" => LogLevel::Warn,
-        "error" => LogLevel::Error,
-        "panic" => LogLevel::Panic,
-        "fatal" => LogLevel::Fatal,
-        _ => {
-            return Err(Refusal::new(format!(
-                "unrecognized level: {:?}",
-                s.text("log-level")
-            )));
-        }
-    };
-    let format = match s.text("log-format") {
-        "json" => LogFormat::Json,
-        "console" => LogFormat::Console,
-        other => {
-            return Err(Refusal::new(format!(
-                "unknown log format: {other}, supported values json, console"
-            )));
-        }
-    };
-    let outputs: BTreeSet<&str> = s.text("log-outputs").split(',').collect();
-    if outputs.len() > 1 && outputs.contains("default") {
-        return Err(Refusal::new(
-            r#"multi logoutput for "default" is not supported yet"#.into(),
-        ));
-    }
-    let output = match outputs.into_iter().collect::<Vec<_>>()[..] {
-        ["default" | "stderr"] => LogOutput::Stderr,
-        ["stdout"] => LogOutput::Stdout,
-        _ => {
-            let given = s.text("log-outputs");
-            return Err(Refusal::new(format!(
-                "--log-outputs {given:?} is not supported yet: use stderr or stdout"
-            )));
-        }
-    };
-    Ok((level, format, output))
-}
-
-fn check_bindable(urls: &[Url]) -> Result<Vec<ListenUrl>, Refusal> {
-    let listen = |url: &Url| {
-        Ok(ListenUrl {
-            text: url.text.clone(),
-            address: url.listen()?,
-        })
-    };
-    urls.iter()
-        .map(listen)
-        .collect::<Result<_, String>>()
-        .map_err(Refusal::new)
-}
-
-fn advertised_client_urls(s: &Settings) -> Result<Vec<String>, Refusal> {
-    let urls = s.urls("advertise-client-urls");
-    if let Some(url) = urls.iter().find(|url| !url.has_host()) {
-        return Err(Refusal::new(format!(
-            r#"--advertise-client-urls {:?} must be in the format "host:port", "unix:/path/to/socket" or "unixs:/path/to/socket" (unexpected empty host ({}))"#,
-            url::joined(urls),
-            url.text
-        )));
-    }
-    if s.is_given("listen-client-urls") && !s.is_given("advertise-client-urls") {
-        let message =
-            "--advertise-client-urls is required when --listen-client-urls is set explicitly";
-        return Err(Refusal::new(message.into()));
-    }
-    Ok(texts(urls))
-}
-
-fn advertised_peer_urls(s: &Settings) -> Result<Vec<String>, Refusal> {
-    let urls = s.urls("initial-advertise-peer-urls");
-    match urls.iter().find(|url| !url.has_host()) {
-        Some(url) => Err(Refusal::new(format!(
-            r#"--initial-advertise-peer-urls {:?} must be "host:port" (unexpected empty host ({}))"#,
-            url::joined(urls),
-            url.text
-        ))),
-        None => Ok(texts(urls)),
-    }
-}
-
-fn check_timing(s: &Settings) -> Result<(), Refusal> {
-    let (heartbeat, election) = (s.uint("heartbeat-interval"), s.uint("election-timeout"));
-    let message = if heartbeat == 0 {
-        "--heartbeat-interval must be >0 (set to 0ms)".into()
-    } else if election == 0 {
-        "--election-timeout must be >0 (set to 0ms)".into()
-    } else if heartbeat.saturating_mul(5) > election {
-        format!(
-            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
-        )
-    } else if election > ELECTION_MS_MAX {
-        format!(
-            "--election-timeout[{election}ms] is too long, and should be set less than {ELECTION_MS_MAX}ms"
-        )
-    } else if s.int("compact-hash-check-time") <= 0 {
-        let given = s.int("compact-hash-check-time") as f64 / 1e9;
-        format!("--compact-hash-check-time must be >0 (set to {given}s)")
-    } else {
-        return Ok(());
-    };
-    Err(Refusal::new(message))
-}
-
-fn check_compaction(s: &Settings) -> Result<(), Refusal> {
-    match s.text("auto-compaction-mode") {
-        "periodic" | "revision" => {}
-        "" => return Err(Refusal::new("undefined auto-compaction-mode".into())),
-        other => {
-            return Err(Refusal::new(format!(
-                "unknown auto-compaction-mode {other:?}"
-            )));
-        }
-    }
-    if !values::is_zero_retention(s.text("auto-compaction-retention")) {
-        return Err(Refusal::new(
-            "--auto-compaction-retention is not supported yet".into(),
-        ));
-    }
-    Ok(())
-}
-
-/// As given; with a name and no cluster, that name at the advertised URLs.
-fn initial_cluster(s: &Settings, name: &str, peer_urls: &[String]) -> Result<String, Refusal> {
-    let given = s.text("initial-cluster");
-    let members: BTreeSet<&str> = members(given).map(|(member, _)| member).collect();
-    if members.len() > 1 {
-        return Err(Refusal::new(format!(
-            "--initial-cluster names {} members: only a single member is supported",
-            members.len()
-        )));
-    }
-    // As etcd, which compares the text with its default, whoever wrote it.
-    if name != "default" && given == "default=http://localhost:2380" {
-        let pairs = peer_urls.iter().map(|url| format!("{name}={url}"));
-        return Ok(pairs.collect::<Vec<_>>().join(","));
-    }
-    Ok(given.into())
-}
-
-/// The URLs of a member in a text such as `a=http://h:1,a=http://h:2`.
-fn initial_urls(initial_cluster: &str, name: &str) -> Result<Vec<Url>, String> {
-    let urls: Vec<&str> = members(initial_cluster).map(|(_, url)| url).collect();
-    let parsed = url::list(urls.into_iter())?;
-    let is_there = members(initial_cluster).any(|(member, _)| member == name);
-    Ok(if is_there { parsed } else { Vec::new() })
-}
-
-fn members(initial_cluster: &str) -> impl Iterator<Item = (&str, &str)> {
-    let parts = initial_cluster.split(',').filter(|part| !part.is_empty());
-    parts.map(|part| part.split_once('=').unwrap_or((part, "")))
-}
-
 fn data_dir(s: &Settings) -> PathBuf {
     match s.text("data-dir") {
         "" => format!("{}.etcd", s.text("name")).into(),
@@ -656,8 +361,4 @@ fn wal_dir(s: &Settings) -> Option<PathBuf> {
     Some(s.text("wal-dir"))
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)
-}
-
-fn texts(urls: &[Url]) -> Vec<String> {
-    urls.iter().map(|url| url.text.clone()).collect()
 }

@@ -1,5 +1,9 @@
 //! Whole command lines and environments, and what becomes of them.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::flags::Effect;
 use super::*;
 
 fn run(args: &[&str], env: &[(&str, &str)]) -> Result<Parsed, Refusal> {

@@ -53,12 +53,14 @@ pub(super) fn list<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<Url>,
     Ok(urls)
 }
 
+/// The texts of a list.
+pub(super) fn texts(urls: &[Url]) -> Vec<String> {
+    urls.iter().map(|url| url.text.clone()).collect()
+}
+
 /// The texts of a list, joined by commas.
 pub(super) fn joined(urls: &[Url]) -> String {
-    urls.iter()
-        .map(|url| url.text.as_str())
-        .collect::<Vec<_>>()
-        .join(",")
+    texts(urls).join(",")
 }
 
 impl Url {

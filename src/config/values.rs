@@ -245,7 +245,7 @@ fn duration(text: &str) -> Option<i64> {
         let whole: i128 = if whole.is_empty() {
             0
         } else {
-            i64::from_str_radix(whole, 10).ok()?.into()
+            whole.parse::<i64>().ok()?.into()
         };
         let fraction: i128 = if fraction.is_empty() {
             0
