@@ -27,7 +27,10 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     let mut sweep_ms = [Vec::new(), Vec::new()];
     for round in 1..=plan.runs {
         for (index, server) in servers.iter().enumerate() {
-            eprintln!("put-during-…: round {round} of {}, {}", plan.runs, server.name);
+            eprintln!(
+                "put-during-…: round {round} of {}, {}",
+                plan.runs, server.name
+            );
             // The sweep's revisions are these puts, also where only the sweep is measured.
             flushed[index].push(while_flushing(plan, server)?);
             if sweep {
@@ -35,6 +38,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
                 swept[index].push(outcome);
                 sweep_ms[index].push(took.as_secs_f64() * 1000.0);
             }
+            server.wait_quiet()?;
         }
     }
     if flush {
@@ -42,7 +46,11 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     }
     if sweep {
         report.requests("put-during-sweep", swept);
-        report.measure("sweep", "physical compaction meanwhile, ms", sweep_ms.map(median));
+        report.measure(
+            "sweep",
+            "physical compaction meanwhile, ms",
+            sweep_ms.map(median),
+        );
     }
     Ok(())
 }
@@ -59,7 +67,9 @@ fn while_sweeping(plan: &Plan, server: &Server) -> Result<(Outcome, Duration), F
     let oldest = newest - plan.scale.swept_revisions as i64;
     server.client(async |mut client| client.compact(oldest).await)?;
     let load = Load {
-        ask: Ask::Put { keys: plan.scale.keys },
+        ask: Ask::Put {
+            keys: plan.scale.keys,
+        },
         clients: CLIENTS,
         requests_max: None,
         seed: plan.seed,

@@ -70,8 +70,8 @@ impl Client {
         let origin = format!("http://127.0.0.1:{port}")
             .parse()
             .expect("an address and a port make a URI");
-        let kv = KvClient::with_origin(connection, origin)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let kv =
+            KvClient::with_origin(connection, origin).max_decoding_message_size(MESSAGE_BYTES_MAX);
         Self(kv)
     }
 
@@ -80,7 +80,11 @@ impl Client {
     }
 
     pub(crate) async fn put(&mut self, key: Bytes, value: Bytes) -> Result<(), Failure> {
-        let request = PutRequest { key, value, ..PutRequest::default() };
+        let request = PutRequest {
+            key,
+            value,
+            ..PutRequest::default()
+        };
         self.0.put(request).await?;
         Ok(())
     }
@@ -90,8 +94,17 @@ impl Client {
     }
 
     /// One key, now or at an old revision. The key need not exist.
-    pub(crate) async fn get(&mut self, key: Bytes, revision: i64) -> Result<RangeResponse, Failure> {
-        self.range(RangeRequest { key, revision, ..RangeRequest::default() }).await
+    pub(crate) async fn get(
+        &mut self,
+        key: Bytes,
+        revision: i64,
+    ) -> Result<RangeResponse, Failure> {
+        self.range(RangeRequest {
+            key,
+            revision,
+            ..RangeRequest::default()
+        })
+        .await
     }
 
     /// The store's newest revision.
@@ -115,19 +128,35 @@ impl Client {
             target_union: Some(TargetUnion::ModRevision(expected)),
             ..Compare::default()
         };
-        let put = PutRequest { key: key.clone(), value, ..PutRequest::default() };
-        let get = RangeRequest { key, ..RangeRequest::default() };
+        let put = PutRequest {
+            key: key.clone(),
+            value,
+            ..PutRequest::default()
+        };
+        let get = RangeRequest {
+            key,
+            ..RangeRequest::default()
+        };
         let request = TxnRequest {
             compare: vec![compare],
-            success: vec![RequestOp { request: Some(Op::RequestPut(put)) }],
-            failure: vec![RequestOp { request: Some(Op::RequestRange(get)) }],
+            success: vec![RequestOp {
+                request: Some(Op::RequestPut(put)),
+            }],
+            failure: vec![RequestOp {
+                request: Some(Op::RequestRange(get)),
+            }],
         };
         let answer = self.0.txn(request).await?.into_inner();
         let header = answer.header.ok_or("an answer without a header")?;
         if answer.succeeded {
             return Ok((true, header.revision));
         }
-        match answer.responses.into_iter().next().and_then(|answer| answer.response) {
+        match answer
+            .responses
+            .into_iter()
+            .next()
+            .and_then(|answer| answer.response)
+        {
             Some(OpResponse::ResponseRange(range)) => {
                 Ok((false, range.kvs.first().map_or(0, |kv| kv.mod_revision)))
             }
@@ -137,7 +166,10 @@ impl Client {
 
     /// Compacts, and waits until the rows have left the disk.
     pub(crate) async fn compact(&mut self, revision: i64) -> Result<(), Failure> {
-        let request = CompactionRequest { revision, physical: true };
+        let request = CompactionRequest {
+            revision,
+            physical: true,
+        };
         self.0.compact(request).await?;
         Ok(())
     }

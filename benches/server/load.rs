@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use metastore::proto::etcdserverpb::RangeRequest;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Connection};
@@ -23,6 +24,9 @@ use crate::process::{Server, Usage};
 use crate::{Failure, block_on};
 
 const CONNECTIONS_MAX: usize = 100;
+
+/// So long without any answer, and the phase has failed.
+const STALL_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) const VALUE_BYTES: usize = 256;
 
@@ -51,7 +55,9 @@ impl Random {
     }
 
     fn noise(&mut self) -> Bytes {
-        (0..NOISE_BYTES / 8).flat_map(|_| self.next().to_le_bytes()).collect()
+        (0..NOISE_BYTES / 8)
+            .flat_map(|_| self.next().to_le_bytes())
+            .collect()
     }
 }
 
@@ -109,6 +115,8 @@ pub(crate) struct Driving<'a> {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     errors: Receiver<Failure>,
+    /// Its end makes the clients leave what they wait for.
+    patience: Option<watch::Sender<()>>,
     begin: Option<(Instant, Usage, Usage)>,
 }
 
@@ -158,6 +166,7 @@ impl Load {
         let connected = Arc::new(Barrier::new(self.threads + 1));
         let go = Arc::new(Barrier::new(self.threads + 1));
         let (failed, errors) = mpsc::channel();
+        let (patience, patient) = watch::channel(());
         let noise = Random::new(self.seed).noise();
         let mut threads = Vec::new();
         for thread in 0..self.threads {
@@ -166,15 +175,28 @@ impl Load {
                 ask: self.ask.clone(),
                 clients: share(self.clients, thread, self.threads),
                 connections: share(self.clients.min(CONNECTIONS_MAX), thread, self.threads),
-                first_client: (0..thread).map(|before| share(self.clients, before, self.threads)).sum(),
+                first_client: (0..thread)
+                    .map(|before| share(self.clients, before, self.threads))
+                    .sum(),
                 seed: self.seed,
                 noise: noise.clone(),
                 shared: Arc::clone(&shared),
+                patient: patient.clone(),
             };
             let (connected, go, failed) = (Arc::clone(&connected), Arc::clone(&go), failed.clone());
-            threads.push(std::thread::spawn(move || block_on(crew.work(&connected, &go, &failed))));
+            threads.push(std::thread::spawn(move || {
+                block_on(crew.work(&connected, &go, &failed))
+            }));
         }
-        let mut driving = Driving { server, shared, threads, errors, begin: None };
+        let patience = Some(patience);
+        let mut driving = Driving {
+            server,
+            shared,
+            threads,
+            errors,
+            patience,
+            begin: None,
+        };
         connected.wait();
         if by_count {
             driving.measure()?;
@@ -205,9 +227,17 @@ impl Driving<'_> {
 
     /// Waits until every client has left.
     fn wait_all(&self) -> Result<(), Failure> {
-        match self.errors.recv() {
-            Ok(error) => Err(self.fail(error)),
-            Err(mpsc::RecvError) => Ok(()),
+        let mut asked = 0;
+        loop {
+            match self.errors.recv_timeout(STALL_MAX) {
+                Ok(error) => return Err(self.fail(error)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let before = std::mem::replace(&mut asked, self.shared.asked.load(Ordering::Relaxed));
+            if asked == before {
+                return Err(self.fail(format!("no answer within {STALL_MAX:?}").into()));
+            }
         }
     }
 
@@ -223,11 +253,9 @@ impl Driving<'_> {
         let elapsed = begin.elapsed();
         let server = self.server.usage()?.since(server);
         let client = Usage::of_self()?.since(client);
+        self.wait_all()?;
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_| "a client thread panicked")?;
-        }
-        if let Ok(error) = self.errors.try_recv() {
-            return Err(self.fail(error));
         }
         let latencies = std::mem::replace(
             &mut *self.shared.latencies.lock().expect("no thread panicked"),
@@ -236,7 +264,12 @@ impl Driving<'_> {
         if latencies.is_empty() {
             return Err(format!("{}: no request was answered", self.server.name).into());
         }
-        Ok(Outcome { latencies, elapsed, server, client })
+        Ok(Outcome {
+            latencies,
+            elapsed,
+            server,
+            client,
+        })
     }
 
     fn fail(&self, error: Failure) -> Failure {
@@ -248,6 +281,7 @@ impl Driving<'_> {
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
         self.shared.stage.store(OVER, Ordering::Relaxed);
+        self.patience = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -264,10 +298,11 @@ struct Crew {
     seed: u64,
     noise: Bytes,
     shared: Arc<Shared>,
+    patient: watch::Receiver<()>,
 }
 
 impl Crew {
-    async fn work(self, connected: &Barrier, go: &Barrier, failed: &Sender<Failure>) {
+    async fn work(mut self, connected: &Barrier, go: &Barrier, failed: &Sender<Failure>) {
         let connections = self.connect().await;
         // Every thread passes both barriers, also one that failed, so that none waits for ever.
         connected.wait();
@@ -286,14 +321,23 @@ impl Crew {
             let asker = Asker {
                 client: Client::new(connections[client % connections.len()].clone(), self.port),
                 ask: self.ask.clone(),
-                random: Random::new(self.seed.wrapping_mul(0x1_0000_0001).wrapping_add(number << 40)),
+                random: Random::new(
+                    self.seed
+                        .wrapping_mul(0x1_0000_0001)
+                        .wrapping_add(number << 40),
+                ),
                 noise: self.noise.clone(),
                 number,
                 stands_at: 0,
             };
             clients.spawn(asker.run(Arc::clone(&self.shared), Arc::clone(&latencies)));
         }
-        while let Some(result) = clients.join_next().await {
+        loop {
+            let left = tokio::select! {
+                left = clients.join_next() => left,
+                _ = self.patient.changed() => return,
+            };
+            let Some(result) = left else { break };
             if let Err(error) = result.expect("a client does not panic") {
                 self.shared.stage.store(OVER, Ordering::Relaxed);
                 let _ = failed.send(error);
@@ -339,7 +383,10 @@ impl Asker {
             self.request(turn).await?;
             if shared.stage.load(Ordering::Relaxed) == MEASURING {
                 let nanos = begin.elapsed().as_nanos() as u64;
-                latencies.lock().expect("no client panicked").record(nanos)?;
+                latencies
+                    .lock()
+                    .expect("no client panicked")
+                    .record(nanos)?;
             }
         }
     }
@@ -357,7 +404,10 @@ impl Asker {
                 self.client.put(key, value).await
             }
             Ask::Get { keys, revision } => {
-                let answer = self.client.get(key(self.random.below(*keys)), *revision).await?;
+                let answer = self
+                    .client
+                    .get(key(self.random.below(*keys)), *revision)
+                    .await?;
                 expect_count(answer.kvs.len(), 1)
             }
             Ask::List { keys, length } => {
@@ -370,7 +420,9 @@ impl Asker {
             Ask::Swap => {
                 let key = format!("/registry/swap/{:06}", self.number);
                 let value = self.value();
-                let swap = self.client.compare_and_swap(key.into(), self.stands_at, value);
+                let swap = self
+                    .client
+                    .compare_and_swap(key.into(), self.stands_at, value);
                 let (swapped, stands_at) = swap.await?;
                 if !swapped && self.stands_at != 0 {
                     return Err("a swap of the client's own key was refused".into());
@@ -393,7 +445,11 @@ fn prefix(first: u64, length: u64) -> RangeRequest {
     key.truncate(key.len() - length.ilog10() as usize);
     let mut range_end = key.clone();
     *range_end.last_mut().expect("a key is not empty") += 1;
-    RangeRequest { key: key.into(), range_end: range_end.into(), ..RangeRequest::default() }
+    RangeRequest {
+        key: key.into(),
+        range_end: range_end.into(),
+        ..RangeRequest::default()
+    }
 }
 
 fn expect_count(found: usize, expected: usize) -> Result<(), Failure> {

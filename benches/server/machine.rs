@@ -27,7 +27,11 @@ pub(crate) fn describe(dir: &Path, binaries: &[PathBuf; 2]) -> Result<(), Failur
     let load = load.split(' ').next().unwrap_or_default();
     let (typical, rare) = sync_times(dir)?;
     println!("- CPU: {model}, {cores} cores; load average at the start {load}");
-    println!("- memory: {:.1} GiB; kernel: {}", memory_kib as f64 / (1 << 20) as f64, kernel.trim());
+    println!(
+        "- memory: {:.1} GiB; kernel: {}",
+        memory_kib as f64 / (1 << 20) as f64,
+        kernel.trim()
+    );
     println!("- file system of the data: {}", file_system(dir)?);
     println!(
         "- append and fdatasync of 4 KiB there: p50 {} µs, p99 {} µs",
@@ -46,8 +50,16 @@ fn version(binary: &Path) -> Result<String, Failure> {
         .output()
         .map_err(|error| format!("{}: {error}", binary.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Ok(if lines.is_empty() { "says no version".into() } else { lines.join(", ") })
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    Ok(if lines.is_empty() {
+        "says no version".into()
+    } else {
+        lines.join(", ")
+    })
 }
 
 /// The type and the device of the mount that holds `dir`.
@@ -56,13 +68,20 @@ fn file_system(dir: &Path) -> Result<String, Failure> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mut best = (0, "unknown".to_string());
     for mount in mounts.lines() {
-        let Some((place, device)) = mount.split_once(" - ") else { continue };
-        let Some(point) = place.split(' ').nth(4) else { continue };
+        let Some((place, device)) = mount.split_once(" - ") else {
+            continue;
+        };
+        let Some(point) = place.split(' ').nth(4) else {
+            continue;
+        };
         let mut device = device.split(' ');
         // Of two mounts on one point the later one hides the earlier.
         if dir.starts_with(point) && point.len() >= best.0 {
             let kind = device.next().unwrap_or_default();
-            best = (point.len(), format!("{kind} on {}", device.next().unwrap_or_default()));
+            best = (
+                point.len(),
+                format!("{kind} on {}", device.next().unwrap_or_default()),
+            );
         }
     }
     Ok(best.1)

@@ -24,6 +24,7 @@ mod requests;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -47,12 +48,27 @@ const ITEMS: [(&str, &str); 13] = [
     ("get-500", "500 clients do"),
     ("list-100", "100 clients list prefixes of 100 keys"),
     ("list-10000", "10 clients list prefixes of 10,000 keys"),
-    ("get-old", "100 clients get random keys at a revision 100,000 puts ago"),
+    (
+        "get-old",
+        "100 clients get random keys at a revision 100,000 puts ago",
+    ),
     ("txn-cas", "100 clients compare and swap, each its own key"),
-    ("put-during-flush", "100 clients put 250,000 times, which fills and flushes a memtable"),
-    ("put-during-sweep", "100 clients put while a compaction of 100,000 revisions is swept"),
-    ("load-1m", "1000 clients load 1,000,000 keys: speed, memory, disk, restart after kill -9"),
-    ("pages", "1000 pages of 500 keys against one list of 500,000"),
+    (
+        "put-during-flush",
+        "100 clients put 250,000 times, which fills and flushes a memtable",
+    ),
+    (
+        "put-during-sweep",
+        "100 clients put while a compaction of 100,000 revisions is swept",
+    ),
+    (
+        "load-1m",
+        "1000 clients load 1,000,000 keys: speed, memory, disk, restart after kill -9",
+    ),
+    (
+        "pages",
+        "1000 pages of 500 keys against one list of 500,000",
+    ),
 ];
 
 #[derive(Parser)]
@@ -156,22 +172,39 @@ impl Plan {
     }
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    match bench() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(failures) => {
+            eprintln!("{failures} failures, see above");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs it all; answers how many work items failed.
+fn bench() -> Result<usize, Failure> {
     let args = Args::parse();
     if args.list {
         for (name, does) in ITEMS {
             println!("{name:17} {does}");
         }
-        return Ok(());
+        return Ok(0);
     }
     let Some(etcd) = args.etcd else {
         // `cargo bench` without arguments runs this too.
         println!("The server bench needs an etcd: cargo bench --bench server -- --etcd PATH");
-        return Ok(());
+        return Ok(0);
     };
     let items = chosen(&args.only)?;
-    let dir = tempfile::Builder::new().prefix("server-bench-").tempdir_in(&args.dir)?;
-    end_on_signal_or_panic(dir.path())?;
+    let dir = tempfile::Builder::new()
+        .prefix("server-bench-")
+        .tempdir_in(&args.dir)?;
+    end_on_signal_or_panic(dir.path());
     let plan = Plan {
         binaries: [etcd, args.metastore],
         dir: dir.path().to_path_buf(),
@@ -187,7 +220,11 @@ fn main() -> Result<(), Failure> {
         plan.runs,
         plan.threads,
         plan.seed,
-        if args.quick { ", **quick: few keys, short rounds**" } else { "" }
+        if args.quick {
+            ", **quick: few keys, short rounds**"
+        } else {
+            ""
+        }
     );
     let mut report = Report::default();
     for part in [requests::run, background::run, million::run] {
@@ -198,12 +235,12 @@ fn main() -> Result<(), Failure> {
     if args.targets {
         report.targets();
     }
-    let failures = report.failures();
-    if failures == 0 { Ok(()) } else { Err(format!("{failures} failures, see above").into()) }
+    Ok(report.failures())
 }
 
 fn chosen(only: &[String]) -> Result<Vec<&'static str>, Failure> {
-    let matches = |name: &str, word: &str| name == word || (word.ends_with('-') && name.starts_with(word));
+    let matches =
+        |name: &str, word: &str| name == word || (word.ends_with('-') && name.starts_with(word));
     let names = ITEMS.map(|(name, _)| name);
     for word in only {
         if !names.iter().any(|name| matches(name, word)) {
@@ -215,7 +252,7 @@ fn chosen(only: &[String]) -> Result<Vec<&'static str>, Failure> {
 }
 
 /// No server and no data outlive the bench.
-fn end_on_signal_or_panic(dir: &Path) -> Result<(), Failure> {
+fn end_on_signal_or_panic(dir: &Path) {
     let (told, panicked) = (dir.to_path_buf(), dir.to_path_buf());
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -232,11 +269,14 @@ fn end_on_signal_or_panic(dir: &Path) -> Result<(), Failure> {
         });
         process::end_all(&told, 130);
     });
-    Ok(())
 }
 
 /// Runs a future on this thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime without threads starts").block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .expect("a runtime without threads starts")
+        .block_on(future)
 }

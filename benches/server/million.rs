@@ -60,6 +60,7 @@ fn fill(plan: &Plan, server: &Server, keys: u64) -> Result<Vec<(&'static str, f6
     })?;
     let compacted_in = begin.elapsed();
     let settled = server.usage()?.since(before);
+    server.wait_quiet()?;
     let puts = keys as f64;
     let micros = |nanos: u64| nanos as f64 / 1000.0;
     Ok(vec![
@@ -67,19 +68,49 @@ fn fill(plan: &Plan, server: &Server, keys: u64) -> Result<Vec<(&'static str, f6
         ("p50 µs", micros(loaded.latencies.value_at_quantile(0.5))),
         ("p99 µs", micros(loaded.latencies.value_at_quantile(0.99))),
         ("max µs", micros(loaded.latencies.max())),
-        ("client cores", loaded.client.cpu.as_secs_f64() / loaded.elapsed.as_secs_f64()),
-        ("server CPU µs/put", loaded.server.cpu.as_secs_f64() * 1e6 / puts),
-        ("server CPU µs/put, flush and sweep included", settled.cpu.as_secs_f64() * 1e6 / puts),
+        (
+            "client cores",
+            loaded.client.cpu.as_secs_f64() / loaded.elapsed.as_secs_f64(),
+        ),
+        (
+            "server CPU µs/put",
+            loaded.server.cpu.as_secs_f64() * 1e6 / puts,
+        ),
+        (
+            "server CPU µs/put, flush and sweep included",
+            settled.cpu.as_secs_f64() * 1e6 / puts,
+        ),
         ("written B/put", loaded.server.written_bytes as f64 / puts),
-        ("written B/put, flush and sweep included", settled.written_bytes as f64 / puts),
-        ("resident MiB after the load", mib(loaded.server.resident_bytes)),
-        ("of it anonymous (not a mapped file)", mib(loaded.server.anonymous_bytes)),
-        ("resident MiB after flush and sweep", mib(settled.resident_bytes)),
-        ("of it anonymous after flush and sweep", mib(settled.anonymous_bytes)),
+        (
+            "written B/put, flush and sweep included",
+            settled.written_bytes as f64 / puts,
+        ),
+        (
+            "resident MiB after the load",
+            mib(loaded.server.resident_bytes),
+        ),
+        (
+            "of it anonymous (not a mapped file)",
+            mib(loaded.server.anonymous_bytes),
+        ),
+        (
+            "resident MiB after flush and sweep",
+            mib(settled.resident_bytes),
+        ),
+        (
+            "of it anonymous after flush and sweep",
+            mib(settled.anonymous_bytes),
+        ),
         ("peak MiB", mib(settled.peak_bytes)),
         ("data on disk MiB after the load", mib(loaded_disk)),
-        ("data on disk MiB after flush and sweep", mib(server.disk_bytes()?)),
-        ("physical compaction after the load, ms", compacted_in.as_secs_f64() * 1000.0),
+        (
+            "data on disk MiB after flush and sweep",
+            mib(server.disk_bytes()?),
+        ),
+        (
+            "physical compaction after the load, ms",
+            compacted_in.as_secs_f64() * 1000.0,
+        ),
     ])
 }
 
@@ -98,12 +129,17 @@ fn page(plan: &Plan, servers: &[Server; 2], report: &mut Report) -> Result<(), F
             })?;
             paged[index].push(pages_ms);
             listed[index].push(list_ms);
+            server.wait_quiet()?;
         }
     }
     let (paged, listed) = (paged.map(median), listed.map(median));
     report.measure("pages", "all pages, ms", paged);
     report.measure("pages", "one list, ms", listed);
-    report.measure("pages", "pages : one list", [paged[0] / listed[0], paged[1] / listed[1]]);
+    report.measure(
+        "pages",
+        "pages : one list",
+        [paged[0] / listed[0], paged[1] / listed[1]],
+    );
     Ok(())
 }
 
@@ -136,7 +172,12 @@ async fn page_through(client: &mut Client, plan: &Plan, revision: i64) -> Result
 async fn list_through(client: &mut Client, plan: &Plan, revision: i64) -> Result<f64, Failure> {
     let begin = Instant::now();
     let range_end = key(plan.scale.pages * plan.scale.page_keys);
-    let request = RangeRequest { key: key(0), range_end, revision, ..RangeRequest::default() };
+    let request = RangeRequest {
+        key: key(0),
+        range_end,
+        revision,
+        ..RangeRequest::default()
+    };
     let answer = client.range(request).await?;
     expect(answer.kvs.len() as u64, plan)?;
     Ok(begin.elapsed().as_secs_f64() * 1000.0)
@@ -161,8 +202,11 @@ fn behind(key: &[u8]) -> Bytes {
 /// `kill -9` and restart, in rounds, with puts in the log that no flush has settled.
 fn restart(plan: &Plan, servers: &mut [Server; 2], report: &mut Report) -> Result<(), Failure> {
     for server in &*servers {
-        let ask = Ask::Put { keys: plan.scale.million };
+        let ask = Ask::Put {
+            keys: plan.scale.million,
+        };
         puts(plan, ask, CLIENTS, plan.scale.tail_puts).run_out(server)?;
+        server.wait_quiet()?;
     }
     let mut restarts = [Vec::new(), Vec::new()];
     for round in 1..=plan.runs {
@@ -172,6 +216,10 @@ fn restart(plan: &Plan, servers: &mut [Server; 2], report: &mut Report) -> Resul
             restarts.push(server.kill_and_restart()?.as_secs_f64() * 1000.0);
         }
     }
-    report.measure("load-1m", "restart ms after sync and kill -9", restarts.map(median));
+    report.measure(
+        "load-1m",
+        "restart ms after sync and kill -9",
+        restarts.map(median),
+    );
     Ok(())
 }

@@ -21,6 +21,16 @@ use crate::{Failure, block_on};
 /// A server that takes longer to start, or ends meanwhile, fails the work item.
 const START_MAX: Duration = Duration::from_secs(120);
 
+/// A single piece of work (a compaction, all pages) that takes longer has failed.
+const ANSWER_MAX: Duration = Duration::from_secs(300);
+
+/// A server that used less of a core than this for a tenth of a second is quiet.
+const QUIET_CPU: Duration = Duration::from_millis(10);
+const QUIET_WATCHED: Duration = Duration::from_millis(100);
+
+/// Longer than this the next turn does not wait.
+const QUIET_WITHIN: Duration = Duration::from_secs(10);
+
 /// Enough for all the data of a run; etcd's default of 2 GiB is close to what it writes.
 const QUOTA_BYTES: u64 = 8 << 30;
 
@@ -56,7 +66,14 @@ impl Server {
         let (port, peer_port) = two_free_ports()?;
         let child = spawn(binary, &home, port, peer_port)?;
         let binary = binary.to_path_buf();
-        let mut server = Self { name, port, binary, home, peer_port, child };
+        let mut server = Self {
+            name,
+            port,
+            binary,
+            home,
+            peer_port,
+            child,
+        };
         server.wait_ready()?;
         Ok(server)
     }
@@ -74,13 +91,32 @@ impl Server {
         &self,
         work: impl AsyncFnOnce(Client) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        block_on(async { work(Client::open(self.port).await?).await })
+        let work = async { work(Client::open(self.port).await?).await };
+        let answer = block_on(async { tokio::time::timeout(ANSWER_MAX, work).await });
+        answer
+            .unwrap_or_else(|_| Err(format!("no answer within {ANSWER_MAX:?}").into()))
             .map_err(|error| self.explain(error))
     }
 
     /// What the kernel has counted for the process so far.
     pub(crate) fn usage(&self) -> Result<Usage, Failure> {
         Usage::of(&self.child.id().to_string())
+    }
+
+    /// Waits until the server has finished what the turn before left it (a flush, a collection), so
+    /// that the next turn, which may be the other server's, does not pay for it.
+    pub(crate) fn wait_quiet(&self) -> Result<(), Failure> {
+        let begin = Instant::now();
+        let mut before = self.usage()?;
+        while begin.elapsed() < QUIET_WITHIN {
+            std::thread::sleep(QUIET_WATCHED);
+            let now = self.usage()?;
+            if now.since(before).cpu <= QUIET_CPU {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
     }
 
     /// What the data directory takes on disk, as `du` counts it.
@@ -104,7 +140,10 @@ impl Server {
             let mut answer = std::pin::pin!(first_answer(port));
             while begin.elapsed() < START_MAX {
                 let patience = Duration::from_millis(100);
-                if tokio::time::timeout(patience, answer.as_mut()).await.is_ok() {
+                if tokio::time::timeout(patience, answer.as_mut())
+                    .await
+                    .is_ok()
+                {
                     return Ok(());
                 }
                 if let Some(status) = child.try_wait()? {
@@ -120,7 +159,10 @@ impl Server {
         let pid = Pid::from_child(&self.child);
         let _ = self.child.kill();
         let _ = self.child.wait();
-        CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).retain(|child| *child != pid);
+        CHILDREN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|child| *child != pid);
     }
 }
 
@@ -132,7 +174,10 @@ impl Drop for Server {
 }
 
 fn spawn(binary: &Path, home: &Path, port: u16, peer_port: u16) -> Result<Child, Failure> {
-    let log = File::options().create(true).append(true).open(home.join("log"))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(home.join("log"))?;
     let client = format!("http://127.0.0.1:{port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
     let mut command = Command::new(binary);
@@ -158,7 +203,9 @@ fn spawn(binary: &Path, home: &Path, port: u16, peer_port: u16) -> Result<Child,
     }
     // Held over the spawn, so that a signal finds either no child or a listed one.
     let mut children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
-    let child = command.spawn().map_err(|error| format!("{}: {error}", binary.display()))?;
+    let child = command
+        .spawn()
+        .map_err(|error| format!("{}: {error}", binary.display()))?;
     children.push(Pid::from_child(&child));
     Ok(child)
 }
@@ -203,7 +250,9 @@ impl Usage {
         let stat = read("stat")?;
         // The second field is the command in parentheses, which may hold anything; utime and stime
         // are the 14th and 15th.
-        let (_, fields) = stat.rsplit_once(") ").ok_or("/proc/PID/stat without a command")?;
+        let (_, fields) = stat
+            .rsplit_once(") ")
+            .ok_or("/proc/PID/stat without a command")?;
         let mut ticks = 0;
         for field in fields.split(' ').skip(11).take(2) {
             ticks += field.parse::<u64>()?;
@@ -211,7 +260,9 @@ impl Usage {
         let status = read("status")?;
         let kib = |name| Ok::<u64, Failure>(field(&status, name)? * 1024);
         Ok(Self {
-            cpu: Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64),
+            cpu: Duration::from_secs_f64(
+                ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+            ),
             written_bytes: field(&read("io")?, "write_bytes:")?,
             resident_bytes: kib("VmRSS:")?,
             anonymous_bytes: kib("RssAnon:")?,
@@ -233,5 +284,7 @@ impl Usage {
 pub(crate) fn field(text: &str, name: &str) -> Result<u64, Failure> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next());
-    Ok(number.ok_or_else(|| format!("no {name} in /proc"))?.parse()?)
+    Ok(number
+        .ok_or_else(|| format!("no {name} in /proc"))?
+        .parse()?)
 }

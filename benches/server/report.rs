@@ -23,17 +23,37 @@ const TARGETS: [(&str, &str, Bound); 17] = [
     ("put-1000", PER_SEC, RatioMin(1.4)),
     ("put-1000", CPU, RatioMax(0.6)),
     ("load-1m", "puts/s", RatioMin(1.4)),
-    ("load-1m", "server CPU µs/put, flush and sweep included", RatioMax(0.6)),
+    (
+        "load-1m",
+        "server CPU µs/put, flush and sweep included",
+        RatioMax(0.6),
+    ),
     ("get-500", PER_SEC, RatioMin(1.4)),
     ("get-500", CPU, RatioMax(0.5)),
     ("list-100", CPU, RatioMax(0.5)),
     ("put-during-flush", MAX, OursMax(100_000.0)),
     ("put-during-sweep", MAX, OursMax(100_000.0)),
-    ("load-1m", "written B/put, flush and sweep included", OursMax(4096.0)),
-    ("load-1m", "written B/put, flush and sweep included", RatioMax(1.0)),
+    (
+        "load-1m",
+        "written B/put, flush and sweep included",
+        OursMax(4096.0),
+    ),
+    (
+        "load-1m",
+        "written B/put, flush and sweep included",
+        RatioMax(1.0),
+    ),
     ("load-1m", "resident MiB after the load", RatioMax(0.4)),
-    ("load-1m", "resident MiB after flush and sweep", RatioMax(0.4)),
-    ("load-1m", "restart ms after sync and kill -9", RatioMax(0.2)),
+    (
+        "load-1m",
+        "resident MiB after flush and sweep",
+        RatioMax(0.4),
+    ),
+    (
+        "load-1m",
+        "restart ms after sync and kill -9",
+        RatioMax(0.2),
+    ),
     ("pages", "pages : one list", OursMax(1.5)),
     ("pages", "all pages, ms", RatioMax(1.0)),
 ];
@@ -78,7 +98,9 @@ impl Report {
         let rounds = rounds.map(|rounds| rounds.iter().map(figures).collect::<Vec<_>>());
         self.open(Table::Requests);
         let pairs: Vec<[f64; 2]> = (0..MEASURES.len())
-            .map(|column| [0, 1].map(|server| over_rounds(MEASURES[column], &rounds[server], column)))
+            .map(|column| {
+                [0, 1].map(|server| over_rounds(MEASURES[column], &rounds[server], column))
+            })
             .collect();
         for (server, name) in NAMES.iter().enumerate() {
             let cells = pairs.iter().map(|pair| number(pair[server])).collect();
@@ -86,7 +108,11 @@ impl Report {
         }
         row("", "ratio", pairs.iter().map(|pair| ratio(*pair)).collect());
         for (measure, pair) in MEASURES.into_iter().zip(pairs) {
-            self.facts.push(Fact { work, measure, pair });
+            self.facts.push(Fact {
+                work,
+                measure,
+                pair,
+            });
         }
     }
 
@@ -94,8 +120,15 @@ impl Report {
     pub(crate) fn measure(&mut self, work: &'static str, measure: &'static str, pair: [f64; 2]) {
         self.open(Table::Measures);
         let [etcd, ours] = pair.map(number);
-        println!("| {work:8} | {measure:44} | {etcd:>9} | {ours:>9} | {:>6} |", ratio(pair));
-        self.facts.push(Fact { work, measure, pair });
+        println!(
+            "| {work:8} | {measure:44} | {etcd:>9} | {ours:>9} | {:>6} |",
+            ratio(pair)
+        );
+        self.facts.push(Fact {
+            work,
+            measure,
+            pair,
+        });
     }
 
     /// What could not be measured, told where its figures would stand.
@@ -119,7 +152,10 @@ impl Report {
                 RatioMin(least) => format!("≥ {least}×"),
                 OursMax(most) => format!("≤ {}", number(*most)),
             };
-            let fact = self.facts.iter().find(|fact| (fact.work, fact.measure) == (work, measure));
+            let fact = self
+                .facts
+                .iter()
+                .find(|fact| (fact.work, fact.measure) == (work, measure));
             let Some(Fact { pair, .. }) = fact else {
                 println!("| {work} | {measure} | {asked} | | | | not run |");
                 continue;
@@ -131,7 +167,10 @@ impl Report {
             };
             let [etcd, ours] = pair.map(number);
             let verdict = if reached { "ok" } else { "**missed**" };
-            println!("| {work} | {measure} | {asked} | {etcd} | {ours} | {} | {verdict} |", ratio(*pair));
+            println!(
+                "| {work} | {measure} | {asked} | {etcd} | {ours} | {} | {verdict} |",
+                ratio(*pair)
+            );
         }
     }
 
@@ -147,7 +186,10 @@ impl Report {
                 println!("|---|---{}|", "|--:".repeat(MEASURES.len()));
             }
             Table::Measures => {
-                println!("| work     | {:44} | etcd      | metastore | ratio  |", "measure");
+                println!(
+                    "| work     | {:44} | etcd      | metastore | ratio  |",
+                    "measure"
+                );
                 println!("|---|---|--:|--:|--:|");
             }
         }
@@ -174,13 +216,21 @@ fn figures(outcome: &Outcome) -> [f64; MEASURES.len()] {
 
 fn over_rounds(measure: &str, rounds: &[[f64; MEASURES.len()]], column: usize) -> f64 {
     let values = rounds.iter().map(|round| round[column]);
-    if [MAX, PEAK].contains(&measure) { values.fold(0.0, f64::max) } else { median(values.collect()) }
+    if [MAX, PEAK].contains(&measure) {
+        values.fold(0.0, f64::max)
+    } else {
+        median(values.collect())
+    }
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    }
 }
 
 pub(crate) fn mib(bytes: u64) -> f64 {
@@ -193,9 +243,17 @@ fn row(work: &str, server: &str, cells: Vec<String>) {
 }
 
 fn number(value: f64) -> String {
-    if value >= 100.0 || value == value.trunc() { format!("{value:.0}") } else { format!("{value:.2}") }
+    if value >= 100.0 || value == value.trunc() {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.2}")
+    }
 }
 
 fn ratio([etcd, ours]: [f64; 2]) -> String {
-    if etcd == 0.0 { "–".into() } else { format!("{:.2}", ours / etcd) }
+    if etcd == 0.0 {
+        "–".into()
+    } else {
+        format!("{:.2}", ours / etcd)
+    }
 }

@@ -17,7 +17,14 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         ("get-1", 1, Ask::Get { keys, revision: 0 }),
         ("get-500", 500, Ask::Get { keys, revision: 0 }),
         ("list-100", 100, Ask::List { keys, length: 100 }),
-        ("list-10000", 10, Ask::List { keys, length: 10_000 }),
+        (
+            "list-10000",
+            10,
+            Ask::List {
+                keys,
+                length: 10_000,
+            },
+        ),
         ("get-old", 100, Ask::Get { keys, revision: 0 }),
         ("txn-cas", 100, Ask::Swap),
     ];
@@ -71,6 +78,7 @@ fn measure(
                 threads: plan.threads,
             };
             outcomes.push(load.run_for(server, plan.scale.warm_up, plan.scale.measured)?);
+            server.wait_quiet()?;
         }
     }
     Ok(rounds)
@@ -81,12 +89,18 @@ pub(crate) fn fill(plan: &Plan, server: &Server, keys: u64) -> Result<(), Failur
     eprintln!("{}: filling with {keys} keys", server.name);
     let ask = Ask::PutEach(shuffled(keys, plan.seed));
     puts(plan, ask, FILLERS, keys).run_out(server)?;
-    Ok(())
+    server.wait_quiet()
 }
 
 /// Puts by count.
 pub(crate) fn puts(plan: &Plan, ask: Ask, clients: usize, count: u64) -> Load {
-    Load { ask, clients, requests_max: Some(count), seed: plan.seed, threads: plan.threads }
+    Load {
+        ask,
+        clients,
+        requests_max: Some(count),
+        seed: plan.seed,
+        threads: plan.threads,
+    }
 }
 
 /// Sees to it that as many puts as there are keys came after `revision`.
@@ -97,6 +111,7 @@ fn grow_old(plan: &Plan, server: &Server, revision: i64) -> Result<(), Failure> 
     if missing > 0 {
         eprintln!("{}: putting {missing} keys again", server.name);
         puts(plan, Ask::Put { keys }, FILLERS, missing).run_out(server)?;
+        server.wait_quiet()?;
     }
     Ok(())
 }
