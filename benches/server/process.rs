@@ -39,7 +39,8 @@ static CHILDREN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 /// Ends every server that still runs, removes `dir`, and exits. For signals and panics; a `Server`
 /// dropped ends its own.
 pub(crate) fn end_all(dir: &Path, code: i32) -> ! {
-    // Held until the exit, so that no server is started after this.
+    // Held until the exit: no server is started after this, and no table tells of those that ended.
+    let _out = io::stdout().lock();
     let children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
     for pid in children.iter() {
         let _ = kill_process(*pid, Signal::KILL);
