@@ -1,0 +1,188 @@
+//! The client: the generated tonic KV client over a bare HTTP/2 connection.
+//!
+//! It shares the machine with the server it measures, so it leaves out what tonic's `Channel` adds
+//! for comfort: no buffer task, no reconnecting, no layers. An error ends the work item.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use metastore::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use metastore::proto::etcdserverpb::kv_client::KvClient;
+use metastore::proto::etcdserverpb::request_op::Request as Op;
+use metastore::proto::etcdserverpb::response_op::Response as OpResponse;
+use metastore::proto::etcdserverpb::{
+    CompactionRequest, Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
+};
+use tokio::net::TcpStream;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::Failure;
+
+/// Lists of 500,000 keys come in one message.
+const MESSAGE_BYTES_MAX: usize = 1 << 30;
+
+/// One HTTP/2 connection; its clones share it.
+#[derive(Clone)]
+pub(crate) struct Connection(SendRequest<Body>);
+
+impl Connection {
+    /// Connects once. The connection's own task ends with the runtime, or with the peer.
+    pub(crate) async fn open(port: u16) -> Result<Self, Failure> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = Builder::new(TokioExecutor::new())
+            .handshake(TokioIo::new(stream))
+            .await?;
+        // A broken connection shows in the requests that it carried.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Self(sender))
+    }
+}
+
+impl Service<hyper::Request<Body>> for Connection {
+    type Response = hyper::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: hyper::Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+/// What the work items ask of a server, in etcd's messages.
+#[derive(Clone)]
+pub(crate) struct Client(KvClient<Connection>);
+
+impl Client {
+    pub(crate) fn new(connection: Connection, port: u16) -> Self {
+        let origin = format!("http://127.0.0.1:{port}")
+            .parse()
+            .expect("an address and a port make a URI");
+        let kv =
+            KvClient::with_origin(connection, origin).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Self(kv)
+    }
+
+    pub(crate) async fn open(port: u16) -> Result<Self, Failure> {
+        Ok(Self::new(Connection::open(port).await?, port))
+    }
+
+    pub(crate) async fn put(&mut self, key: Bytes, value: Bytes) -> Result<(), Failure> {
+        let request = PutRequest {
+            key,
+            value,
+            ..PutRequest::default()
+        };
+        self.0.put(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn range(&mut self, request: RangeRequest) -> Result<RangeResponse, Failure> {
+        Ok(self.0.range(request).await?.into_inner())
+    }
+
+    /// One key, now or at an old revision. The key need not exist.
+    pub(crate) async fn get(
+        &mut self,
+        key: Bytes,
+        revision: i64,
+    ) -> Result<RangeResponse, Failure> {
+        self.range(RangeRequest {
+            key,
+            revision,
+            ..RangeRequest::default()
+        })
+        .await
+    }
+
+    /// The store's newest revision.
+    pub(crate) async fn revision(&mut self) -> Result<i64, Failure> {
+        let answer = self.get(Bytes::from_static(b"/"), 0).await?;
+        let header = answer.header.ok_or("an answer without a header")?;
+        Ok(header.revision)
+    }
+
+    /// Writes if the key still stands at `expected`; answers whether it did, and where it stands now.
+    pub(crate) async fn compare_and_swap(
+        &mut self,
+        key: Bytes,
+        expected: i64,
+        value: Bytes,
+    ) -> Result<(bool, i64), Failure> {
+        let compare = Compare {
+            result: CompareResult::Equal.into(),
+            target: CompareTarget::Mod.into(),
+            key: key.clone(),
+            target_union: Some(TargetUnion::ModRevision(expected)),
+            ..Compare::default()
+        };
+        let put = PutRequest {
+            key: key.clone(),
+            value,
+            ..PutRequest::default()
+        };
+        let get = RangeRequest {
+            key,
+            ..RangeRequest::default()
+        };
+        let request = TxnRequest {
+            compare: vec![compare],
+            success: vec![RequestOp {
+                request: Some(Op::RequestPut(put)),
+            }],
+            failure: vec![RequestOp {
+                request: Some(Op::RequestRange(get)),
+            }],
+        };
+        let answer = self.0.txn(request).await?.into_inner();
+        let header = answer.header.ok_or("an answer without a header")?;
+        if answer.succeeded {
+            return Ok((true, header.revision));
+        }
+        match answer
+            .responses
+            .into_iter()
+            .next()
+            .and_then(|answer| answer.response)
+        {
+            Some(OpResponse::ResponseRange(range)) => {
+                Ok((false, range.kvs.first().map_or(0, |kv| kv.mod_revision)))
+            }
+            other => Err(format!("a failed swap answered {other:?}").into()),
+        }
+    }
+
+    /// Compacts, and waits until the rows have left the disk.
+    pub(crate) async fn compact(&mut self, revision: i64) -> Result<(), Failure> {
+        let request = CompactionRequest {
+            revision,
+            physical: true,
+        };
+        self.0.compact(request).await?;
+        Ok(())
+    }
+}
+
+/// Asks again, a millisecond apart, until the server answers a Get or the deadline passes.
+pub(crate) async fn first_answer(port: u16) -> Client {
+    loop {
+        if let Ok(mut client) = Client::open(port).await
+            && client.revision().await.is_ok()
+        {
+            return client;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
