@@ -1,0 +1,192 @@
+// The differential fuzzer: the same random requests to A and B in lockstep, and every field of every answer compared.
+//
+// A run is a few rounds. Each begins with empty stores, makes requests of its own kind, and kills and restarts both
+// servers on the way. SEED=n replays a run; STEPS=n sets its length.
+package interop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	stepsDefault    = 20_000
+	roundSteps      = 5_000
+	restartsInRound = 2
+	callSecs        = 20
+)
+
+func TestServersAnswerAlike(t *testing.T) {
+	seed, steps := fromEnv(t, "SEED", rand.Uint64()>>1), int(fromEnv(t, "STEPS", stepsDefault))
+	fmt.Printf("differential fuzzer: SEED=%d STEPS=%d\n", seed, steps)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for first := 0; first < steps; first += roundSteps {
+		round := first / roundSteps
+		// Of four rounds three compact, two of them have few keys; the other puts and deletes one key in the same txn.
+		g := newGenerator(random, round%2 == 1, round%4 != 2)
+		t.Run(fmt.Sprintf("from%d", first), func(t *testing.T) {
+			play(t, seed, first, min(first+roundSteps, steps), g)
+		})
+		if t.Failed() {
+			t.Fatalf("replay with SEED=%d STEPS=%d", seed, steps)
+		}
+	}
+}
+
+func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	number, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return number
+}
+
+// play sends one round of requests.
+func play(t *testing.T, seed uint64, first, end int, g *generator) {
+	a, b := startPair(t)
+	var restarts []int
+	for range restartsInRound {
+		restarts = append(restarts, first+g.random.IntN(end-first))
+	}
+	outcomes := make(map[string]int)
+	for step := first; step < end; step++ {
+		if slices.Contains(restarts, step) {
+			inBoth(t, a, b, (*server).restart)
+			askBoth(t, seed, step, a, b, g.everything())
+		}
+		request := g.request()
+		answered := askBoth(t, seed, step, a, b, request)
+		g.learn(request, answered)
+		outcomes[outcome(request, answered)]++
+	}
+	askBoth(t, seed, end, a, b, g.everything())
+	t.Logf("revision %d, compacted at %d", g.revision, g.compacted)
+	t.Log(outcomes)
+	inBoth(t, a, b, (*server).stop)
+}
+
+// everything reads all that is left of history: each revision, a sample of them if they are many.
+func (g *generator) everything() proto.Message {
+	return &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}
+}
+
+// learn keeps what the next requests should be near to.
+func (g *generator) learn(request proto.Message, a answer) {
+	if a.err != nil {
+		return
+	}
+	if response, ok := a.message.(interface{ GetHeader() *pb.ResponseHeader }); ok {
+		g.revision = max(g.revision, response.GetHeader().GetRevision())
+	}
+	if compaction, ok := request.(*pb.CompactionRequest); ok {
+		g.compacted = compaction.Revision
+	}
+}
+
+// askBoth sends a request to both servers and returns A's answer, which B's must equal.
+func askBoth(t *testing.T, seed uint64, step int, a, b *server, request proto.Message) answer {
+	t.Helper()
+	answered := make(chan answer, 1)
+	go func() { answered <- a.ask(request) }()
+	answerB := b.ask(request)
+	answerA := <-answered
+	if why := difference(plain(request), answerA, answerB); why != "" {
+		t.Fatalf("SEED=%d, step %d: %s\nrequest: %s\nA: %s\nB: %s",
+			seed, step, why, showMessage(plain(request)), answerA.show(), answerB.show())
+	}
+	return answerA
+}
+
+// plain is the message itself, without the mark that it is to be streamed.
+func plain(request proto.Message) proto.Message {
+	if stream, ok := request.(streamed); ok {
+		return stream.RangeRequest
+	}
+	return request
+}
+
+// ask sends one request and waits for its answer.
+func (s *server) ask(request proto.Message) answer {
+	ctx, cancel := context.WithTimeout(context.Background(), callSecs*time.Second)
+	defer cancel()
+	kv := pb.NewKVClient(s.conn)
+	switch request := request.(type) {
+	case *pb.RangeRequest:
+		return answerOf(kv.Range(ctx, request))
+	case streamed:
+		return answerOf(mergedStream(ctx, kv, request.RangeRequest))
+	case *pb.PutRequest:
+		return answerOf(kv.Put(ctx, request))
+	case *pb.DeleteRangeRequest:
+		return answerOf(kv.DeleteRange(ctx, request))
+	case *pb.TxnRequest:
+		return answerOf(kv.Txn(ctx, request))
+	case *pb.CompactionRequest:
+		return answerOf(kv.Compact(ctx, request))
+	}
+	panic(fmt.Sprintf("no call takes a %T", request))
+}
+
+func answerOf[M proto.Message](message M, err error) answer {
+	if err != nil {
+		return answer{err: err}
+	}
+	return answer{message: message}
+}
+
+// mergedStream reads a streamed range and joins its parts: all but the last may hold keys only.
+func mergedStream(ctx context.Context, kv pb.KVClient, request *pb.RangeRequest) (*pb.RangeResponse, error) {
+	stream, err := kv.RangeStream(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	merged := new(pb.RangeResponse)
+	for parts := 0; ; parts++ {
+		part, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			if merged.Header == nil {
+				return nil, fmt.Errorf("the stream ended after %d parts without a header", parts)
+			}
+			return merged, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if merged.Header != nil {
+			return nil, errors.New("a part follows the one with the header")
+		}
+		if r := part.RangeResponse; r.GetHeader() == nil && (r.GetMore() || r.GetCount() != 0 || len(r.GetKvs()) == 0) {
+			return nil, fmt.Errorf("part %d is not the last but has more than keys, or none: %v", parts, r)
+		}
+		proto.Merge(merged, part.GetRangeResponse())
+	}
+}
+
+// outcome names the kind of a request and how it ended, to show what a run has covered.
+func outcome(request proto.Message, a answer) string {
+	kind := string(plain(request).ProtoReflect().Descriptor().Name())
+	if _, ok := request.(streamed); ok {
+		kind = "RangeStream"
+	}
+	if a.err != nil {
+		return fmt.Sprintf("%s: %s", kind, status.Convert(a.err).Message())
+	}
+	return kind + ": ok"
+}
