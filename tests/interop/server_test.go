@@ -31,6 +31,8 @@ const (
 	stopSecs     = 20
 	startsMax    = 3
 	messageBytes = 256 << 20
+
+	logShownBytes = 4000
 )
 
 // server is one running server, or one that was stopped and can be started again on its directory.
@@ -143,26 +145,34 @@ func (s *server) startOnce() error {
 
 // waitReady waits for a leader and an answered read.
 func (s *server) waitReady() error {
-	ctx, cancel := context.WithTimeout(context.Background(), readySecs*time.Second)
-	defer cancel()
-	var last error
+	giveUp := time.After(readySecs * time.Second)
 	for {
-		status, err := pb.NewMaintenanceClient(s.conn).Status(ctx, &pb.StatusRequest{}, grpc.WaitForReady(true))
-		if err == nil && status.Leader != 0 {
-			_, err = pb.NewKVClient(s.conn).Range(ctx, &pb.RangeRequest{Key: []byte("ready")})
-			if err == nil {
-				return nil
-			}
+		err := s.isReady()
+		if err == nil {
+			return nil
 		}
-		last = cmp.Or(err, errors.New("it has no leader"))
 		select {
 		case <-s.exited:
 			return fmt.Errorf("it ended: %v", s.process.ProcessState)
-		case <-ctx.Done():
-			return fmt.Errorf("not ready after %d s: %w", readySecs, last)
+		case <-giveUp:
+			return fmt.Errorf("not ready after %d s: %w", readySecs, err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+func (s *server) isReady() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	status, err := pb.NewMaintenanceClient(s.conn).Status(ctx, &pb.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	if status.Leader == 0 {
+		return errors.New("it has no leader")
+	}
+	_, err = pb.NewKVClient(s.conn).Range(ctx, &pb.RangeRequest{Key: []byte("ready")})
+	return err
 }
 
 // kill ends the process as a crash of it would, without a chance to tidy up.
@@ -212,7 +222,10 @@ func (s *server) lastLog() string {
 		return ""
 	}
 	text := s.log.String()
-	return "its last words:\n" + text[max(0, len(text)-4000):]
+	if at := strings.Index(text, "panic"); at >= 0 {
+		text = text[at:min(len(text), at+logShownBytes)]
+	}
+	return "its last words:\n" + text[max(0, len(text)-logShownBytes):]
 }
 
 func freeURLs() (client, peer string, err error) {
