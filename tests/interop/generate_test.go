@@ -341,7 +341,11 @@ func (g *generator) knownRevision() int64 {
 func (g *generator) manyOps() *pb.TxnRequest {
 	t := new(pb.TxnRequest)
 	for range 126 + g.random.IntN(4) {
-		t.Success = append(t.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: g.key()}}})
+		read := &pb.RangeRequest{Key: g.keys[g.random.IntN(len(g.keys))]}
+		t.Success = append(t.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}})
+	}
+	if g.oneIn(4) {
+		t.Success[0].GetRequestRange().Key = nil
 	}
 	if g.oneIn(2) {
 		inner := new(pb.TxnRequest)

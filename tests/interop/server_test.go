@@ -43,6 +43,7 @@ type server struct {
 	dir     string
 
 	clientURL, peerURL string
+	memberID           uint64
 	process            *exec.Cmd
 	exited             chan struct{}
 	log                *bytes.Buffer
@@ -171,6 +172,7 @@ func (s *server) isReady() error {
 	if status.Leader == 0 {
 		return errors.New("it has no leader")
 	}
+	s.memberID = status.Header.MemberId
 	_, err = pb.NewKVClient(s.conn).Range(ctx, &pb.RangeRequest{Key: []byte("ready")})
 	return err
 }
