@@ -136,6 +136,8 @@ var masks = []struct{ pattern, with string }{
 	{`"(ClusterID|MemberID|RaftTerm|ID|Leader|RaftIndex|RaftAppliedIndex|DBSize|DBSizeInUse|DbSize|DbSizeInUse)" ?: ?"?[0-9a-f]+"?`, `"$1" : N`},
 	{`[0-9]+(\.[0-9]+)? ?[kM]?B\b`, `SIZE`},
 	{`[0-9.]+(ns|µs|ms|s)\b`, `TIME`},
+	{`\b\d+%`, `PERCENT`},
+	{`(true|false), \d+, \d+, \d+, `, `$1, TERM, INDEX, INDEX, `},
 	{`127\.0\.0\.1:\d+`, `LOCAL`},
 	{`"ts":"[^"]*"`, `"ts":T`},
 	{`0x[0-9a-f]+`, `ADDRESS`},
