@@ -267,3 +267,35 @@ func TestComparisonOfErrors(t *testing.T) {
 		}
 	}
 }
+
+// Above a dozen keys, keys that sort equal may stand in any order, and a limit may keep any of them; nothing else may differ.
+func TestComparisonOfTies(t *testing.T) {
+	sorted := func(more bool, keys string) answer {
+		r := &pb.RangeResponse{Count: stableSortMax + 1, More: more}
+		for _, key := range keys {
+			// The version is the place in the alphabet, by threes.
+			r.Kvs = append(r.Kvs, &mvccpb.KeyValue{Key: []byte(string(key)), Version: int64(key-'a') / 3, Value: []byte("v")})
+		}
+		return answer{message: r}
+	}
+	request := &pb.RangeRequest{SortTarget: pb.RangeRequest_VERSION, SortOrder: pb.RangeRequest_ASCEND}
+	for _, c := range []struct {
+		a, b  answer
+		equal bool
+	}{
+		{sorted(false, "abcdefghijklm"), sorted(false, "cabdfeghijlkm"), true},
+		{sorted(false, "abcdefghijklm"), sorted(false, "abdcefghijklm"), false},
+		{sorted(true, "abcde"), sorted(true, "cbafe"), true},
+		{sorted(true, "abcde"), sorted(true, "cbage"), false},
+		{sorted(true, "abcde"), sorted(true, "abcdeg"), false},
+	} {
+		if got := difference(request, c.a, c.b) == ""; got != c.equal {
+			t.Errorf("%s and %s: equal is %t", c.a.show(), c.b.show(), got)
+		}
+	}
+	few := &pb.RangeResponse{Kvs: sorted(false, "abc").message.(*pb.RangeResponse).Kvs, Count: 3}
+	other := &pb.RangeResponse{Kvs: sorted(false, "acb").message.(*pb.RangeResponse).Kvs, Count: 3}
+	if difference(request, answer{message: few}, answer{message: other}) == "" {
+		t.Error("up to a dozen keys the sort is stable, and its order must be equal")
+	}
+}

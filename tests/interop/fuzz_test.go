@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,17 +36,45 @@ func TestServersAnswerAlike(t *testing.T) {
 	seed, steps := fromEnv(t, "SEED", rand.Uint64()>>1), int(fromEnv(t, "STEPS", stepsDefault))
 	fmt.Printf("differential fuzzer: SEED=%d STEPS=%d\n", seed, steps)
 	random := rand.New(rand.NewPCG(seed, 0))
+	outcomes := make(map[string]int)
 	for first := 0; first < steps; first += roundSteps {
 		round := first / roundSteps
 		// Of four rounds three compact, two of them have few keys; the other puts and deletes one key in the same txn.
 		g := newGenerator(random, round%2 == 1, round%4 != 2)
 		t.Run(fmt.Sprintf("from%d", first), func(t *testing.T) {
-			play(t, seed, first, min(first+roundSteps, steps), g)
+			play(t, seed, first, min(first+roundSteps, steps), g, outcomes)
 		})
 		if t.Failed() {
 			t.Fatalf("replay with SEED=%d STEPS=%d", seed, steps)
 		}
 	}
+	t.Log("what was compared:\n" + listed(outcomes))
+	for _, text := range outcomesExpected {
+		met := slices.ContainsFunc(slices.Collect(maps.Keys(outcomes)), func(o string) bool { return strings.Contains(o, text) })
+		if !met && steps >= stepsDefault {
+			t.Errorf("no request ended with %q: the generator no longer makes any", text)
+		}
+	}
+}
+
+// outcomesExpected must all come up in a run of full length.
+var outcomesExpected = []string{
+	"Range: ok", "RangeStream: ok", "Put: ok", "DeleteRange: ok", "Txn: ok", "Compaction: ok",
+	"key is not provided", "value is provided", "lease is provided", "key not found", "lease not found",
+	"invalid sort option", "custom sort orders", "revision filters",
+	"too many operations", "duplicate key", "request is too large", "received message larger",
+	"Range: etcdserver: mvcc: required revision has been compacted", "Range: etcdserver: mvcc: required revision is a future revision",
+	"Txn: etcdserver: mvcc: required revision has been compacted", "Txn: etcdserver: mvcc: required revision is a future revision",
+	"Compaction: etcdserver: mvcc: required revision has been compacted", "Compaction: etcdserver: mvcc: required revision is a future revision",
+}
+
+// listed prints how often each outcome was met, one a line.
+func listed(outcomes map[string]int) string {
+	var text strings.Builder
+	for _, outcome := range slices.Sorted(maps.Keys(outcomes)) {
+		fmt.Fprintf(&text, "%6d %s\n", outcomes[outcome], outcome)
+	}
+	return text.String()
 }
 
 func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
@@ -61,13 +91,12 @@ func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
 }
 
 // play sends one round of requests.
-func play(t *testing.T, seed uint64, first, end int, g *generator) {
+func play(t *testing.T, seed uint64, first, end int, g *generator, outcomes map[string]int) {
 	a, b := startPair(t)
 	var restarts []int
 	for range restartsInRound {
 		restarts = append(restarts, first+g.random.IntN(end-first))
 	}
-	outcomes := make(map[string]int)
 	for step := first; step < end; step++ {
 		if slices.Contains(restarts, step) {
 			inBoth(t, a, b, (*server).restart)
@@ -80,7 +109,6 @@ func play(t *testing.T, seed uint64, first, end int, g *generator) {
 	}
 	readHistory(t, seed, end, a, b, g)
 	t.Logf("revision %d, compacted at %d", g.revision, g.compacted)
-	t.Log(outcomes)
 	inBoth(t, a, b, (*server).stop)
 }
 
@@ -195,7 +223,7 @@ func mergedStream(ctx context.Context, kv pb.KVClient, request *pb.RangeRequest)
 
 // outcome names the kind of a request and how it ended, to show what a run has covered.
 func outcome(request proto.Message, a answer) string {
-	kind := string(plain(request).ProtoReflect().Descriptor().Name())
+	kind := strings.TrimSuffix(string(plain(request).ProtoReflect().Descriptor().Name()), "Request")
 	if _, ok := request.(streamed); ok {
 		kind = "RangeStream"
 	}

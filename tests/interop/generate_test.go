@@ -65,11 +65,11 @@ func (g *generator) request() proto.Message {
 		return g.txn()
 	case n < 970:
 		return g.compaction()
-	case n < 981:
+	case n < 971:
 		return &pb.PutRequest{Key: g.key(), Value: bytes.Repeat([]byte{'x'}, requestTooLarge)}
-	case n < 982:
+	case n < 972:
 		return &pb.RangeRequest{Key: bytes.Repeat([]byte{'x'}, messageTooLarge)}
-	case n < 985:
+	case n < 976:
 		return g.manyOps()
 	default:
 		return &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: g.someRevision()}
