@@ -5,6 +5,7 @@
 package interop
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -231,4 +232,44 @@ func outcome(request proto.Message, a answer) string {
 		return fmt.Sprintf("%s: %s", kind, status.Convert(a.err).Message())
 	}
 	return kind + ": ok"
+}
+
+// A thousand keys and values of many sizes: streams of many parts, limits about the sizes of parts, and long sorts.
+func TestLongRangesAnswerAlike(t *testing.T) {
+	const keys = 1000
+	a, b := startPair(t)
+	step := 0
+	ask := func(request proto.Message) {
+		t.Helper()
+		askBoth(t, 0, step, a, b, request)
+		step++
+	}
+	for i := range keys {
+		size := i % 7
+		if i%50 == 0 {
+			size = 300_000
+		}
+		ask(&pb.PutRequest{Key: fmt.Appendf(nil, "long/%04d", i*7%keys), Value: bytes.Repeat([]byte{byte('a' + i%3)}, size)})
+	}
+	all := &pb.RangeRequest{Key: []byte("long/"), RangeEnd: []byte("long0")}
+	for _, limit := range []int64{-1, 0, 1, 9, 10, 11, 25, keys - 1, keys, keys + 1} {
+		for _, revision := range []int64{0, 500, keys} {
+			for _, keysOnly := range []bool{false, true} {
+				request := proto.Clone(all).(*pb.RangeRequest)
+				request.Limit, request.Revision, request.KeysOnly = limit, revision, keysOnly
+				ask(request)
+				ask(streamed{request})
+				for target := range pb.RangeRequest_SortTarget_name {
+					sorted := proto.Clone(request).(*pb.RangeRequest)
+					sorted.SortTarget, sorted.SortOrder, sorted.KeysOnly = pb.RangeRequest_SortTarget(target), pb.RangeRequest_DESCEND, true
+					ask(sorted)
+				}
+			}
+		}
+	}
+	ask(streamed{&pb.RangeRequest{Key: []byte("long/"), RangeEnd: []byte("long0"), CountOnly: true, Limit: 5}})
+	ask(&pb.DeleteRangeRequest{Key: []byte("long/0100"), RangeEnd: []byte("long/0900"), PrevKv: true})
+	ask(&pb.CompactionRequest{Revision: keys, Physical: true})
+	ask(streamed{all})
+	t.Logf("compared %d requests", step)
 }
