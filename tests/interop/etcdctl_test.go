@@ -1,0 +1,153 @@
+// etcdctl against A and B: the same commands, and equal words, exit codes and JSON.
+package interop
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	etcdctl      = "../../target/interop/etcdctl"
+	commandsSecs = 20
+)
+
+// command is one call of etcdctl: its arguments, split at spaces, and what it reads from stdin.
+type command struct {
+	args  string
+	stdin string
+}
+
+// session is played from an empty store, in order.
+var session = []command{
+	{args: "get nothing"},
+	{args: "put foo bar"},
+	{args: "put foo bar2 --prev-kv"},
+	{args: "put a 1"},
+	{args: "put ab 22"},
+	{args: "put abc 0"},
+	{args: "put b", stdin: "from stdin"},
+	{args: "put c 3"},
+	{args: "put c --ignore-value"},
+	{args: "put c 4 --ignore-lease"},
+	{args: "put absent --ignore-value"},
+	{args: "put c 5 --lease=1234"},
+	{args: "get foo"},
+	{args: "get foo -w json"},
+	{args: "get foo -w fields"},
+	{args: "get foo --hex"},
+	{args: "get foo --print-value-only"},
+	{args: "get a --prefix"},
+	{args: "get a --prefix -w json"},
+	{args: "get a c"},
+	{args: "get c a"},
+	{args: "get ab --from-key"},
+	{args: "get  --prefix --keys-only"},
+	{args: "get a --prefix --count-only"},
+	{args: "get a --prefix --count-only -w fields"},
+	{args: "get a --prefix --limit=2"},
+	{args: "get a --prefix --limit=2 -w json"},
+	{args: "get a --from-key --sort-by=VALUE"},
+	{args: "get a --from-key --sort-by=VALUE --order=DESCEND"},
+	{args: "get a --from-key --sort-by=KEY --order=DESCEND --limit=3"},
+	{args: "get a --from-key --sort-by=CREATE --order=DESCEND"},
+	{args: "get a --from-key --sort-by=MODIFY"},
+	{args: "get a --from-key --sort-by=VERSION --order=ASCEND -w json"},
+	{args: "get foo --rev=1"},
+	{args: "get foo --rev=2"},
+	{args: "get foo --rev=3 -w json"},
+	{args: "get foo --rev=999"},
+	{args: "get foo --consistency=s"},
+	{args: "get foo --min-mod-rev=3 --prefix"},
+	{args: "get a --from-key --max-create-rev=5 --keys-only"},
+
+	{args: "txn", stdin: "value(\"foo\") = \"bar2\"\n\nput foo swapped\nget foo\n\nget foo\n\n"},
+	{args: "txn", stdin: "value(\"foo\") = \"bar2\"\n\nput foo never\n\nget foo\nget a --prefix\n\n"},
+	{args: "txn", stdin: "mod(\"foo\") > \"1\"\nversion(\"nothing\") = \"0\"\ncreate(\"a\") < \"100\"\n\ndel ab\nput ab again\n\n\n"},
+	{args: "txn", stdin: "mod(\"foo\") > \"1\"\nversion(\"nothing\") = \"0\"\ncreate(\"a\") != \"100\"\n\ndel ab\nput d 4\n\n\n"},
+	{args: "txn -w json", stdin: "value(\"foo\") != \"0\"\n\nget a\nput e 5 --prev-kv\ndel d --prev-kv\n\n\n"},
+	{args: "txn -w fields", stdin: "\nget e\n\n\n"},
+
+	{args: "del nothing"},
+	{args: "del d"},
+	{args: "put e 6"},
+	{args: "del e --prev-kv"},
+	{args: "put p1 1"},
+	{args: "put p2 2"},
+	{args: "put p3 3"},
+	{args: "del p --prefix --prev-kv"},
+	{args: "del a abc -w json"},
+	{args: "del b --from-key --prev-kv -w json"},
+	{args: "get  --prefix -w json"},
+	{args: "get  --prefix --rev=10 -w json"},
+
+	{args: "compaction 5"},
+	{args: "get foo --rev=4"},
+	{args: "get foo --rev=5"},
+	{args: "compaction 5"},
+	{args: "compaction 10 --physical"},
+	{args: "compaction 9999"},
+	{args: "compaction 12 -w json"},
+	{args: "get  --prefix --rev=12 -w json"},
+
+	{args: "member list"},
+	{args: "member list -w json"},
+	{args: "member list -w fields"},
+	{args: "endpoint status"},
+	{args: "endpoint status -w json"},
+	{args: "endpoint status -w fields"},
+	{args: "endpoint health"},
+	{args: "endpoint health -w json"},
+	{args: "endpoint status --cluster"},
+}
+
+func TestEtcdctlSeesNoDifference(t *testing.T) {
+	a, b := startPair(t)
+	for _, c := range session {
+		saidA, saidB := a.etcdctl(t, c), b.etcdctl(t, c)
+		if saidA != saidB {
+			t.Errorf("etcdctl %s\nstdin: %q\nA: %s\nB: %s", c.args, c.stdin, saidA, saidB)
+		}
+	}
+	t.Logf("compared %d commands", len(session))
+}
+
+// etcdctl runs one command and returns its exit code and what it printed, without what belongs to this server alone.
+func (s *server) etcdctl(t *testing.T, c command) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandsSecs*time.Second)
+	defer cancel()
+	process := exec.CommandContext(ctx, etcdctl, append([]string{"--endpoints", s.clientURL}, strings.Split(c.args, " ")...)...)
+	process.Stdin = strings.NewReader(c.stdin)
+	var out, err bytes.Buffer
+	process.Stdout, process.Stderr = &out, &err
+	_ = process.Run()
+	return fmt.Sprintf("exit code %d\n%s%s", process.ProcessState.ExitCode(), s.mask(out.String()), s.mask(err.String()))
+}
+
+// masks hide ids, terms, sizes and times; each keeps the words around what it hides.
+var masks = []struct{ pattern, with string }{
+	{`"(cluster_id|member_id|raft_term|ID|leader|raftIndex|raftAppliedIndex|raftTerm|dbSize|dbSizeInUse)":\d+`, `"$1":N`},
+	{`"(ClusterID|MemberID|RaftTerm|ID|Leader|RaftIndex|RaftAppliedIndex|DBSize|DBSizeInUse|DbSize|DbSizeInUse)" ?: ?"?[0-9a-f]+"?`, `"$1" : N`},
+	{`[0-9]+(\.[0-9]+)? ?[kM]?B\b`, `SIZE`},
+	{`[0-9.]+(ns|µs|ms|s)\b`, `TIME`},
+	{`\b\d+%`, `PERCENT`},
+	{`(true|false), \d+, \d+, \d+, `, `$1, TERM, INDEX, INDEX, `},
+	{`127\.0\.0\.1:\d+`, `LOCAL`},
+	{`"ts":"[^"]*"`, `"ts":T`},
+	{`0x[0-9a-f]+`, `ADDRESS`},
+}
+
+func (s *server) mask(text string) string {
+	text = strings.NewReplacer(s.clientURL, "CLIENT", s.peerURL, "PEER", strings.TrimPrefix(s.clientURL, "http://"), "CLIENT",
+		fmt.Sprintf("%x", s.memberID), "MEMBER").Replace(text)
+	for _, m := range masks {
+		text = regexp.MustCompile(m.pattern).ReplaceAllString(text, m.with)
+	}
+	return text
+}
