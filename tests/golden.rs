@@ -96,14 +96,23 @@ struct Player {
 
 impl Player {
     fn new() -> Self {
-        let binary = env::var_os("ETCD_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_metastore").into());
+        let binary =
+            env::var_os("ETCD_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_metastore").into());
         let binary = PathBuf::from(binary);
         let dir = TempDir::new().expect("a temporary directory can be made");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
         let runtime = runtime.expect("a runtime can be built");
         let server = Server::start(&binary, &dir.path().join("data"), &[]);
         let channel = runtime.block_on(async { server.channel() });
-        Self { runtime, binary, server, channel, dir }
+        Self {
+            runtime,
+            binary,
+            server,
+            channel,
+            dir,
+        }
     }
 
     fn restart(&mut self) {
@@ -117,9 +126,14 @@ impl Player {
     }
 
     /// Waits for an answer; a refusal becomes the command's error.
-    fn ask<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, request::Error> {
+    fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, request::Error> {
         let answer = self.runtime.block_on(call);
-        answer.map(Response::into_inner).map_err(|status| answer::refusal(&status).into())
+        answer
+            .map(Response::into_inner)
+            .map_err(|status| answer::refusal(&status).into())
     }
 
     fn stream(&self, request: RangeRequest) -> Result<String, request::Error> {
@@ -138,21 +152,37 @@ impl Player {
         let puts = request::fill(words)?;
         let value_bytes = puts.first().map_or(1, |put| put.value.len().max(1));
         let ops_max = (FILL_BYTES_MAX / value_bytes).clamp(1, FILL_OPS_MAX);
-        let ops: Vec<_> = puts.into_iter().map(|put| RequestOp { request: Some(Request::RequestPut(put)) }).collect();
+        let ops: Vec<_> = puts
+            .into_iter()
+            .map(|put| RequestOp {
+                request: Some(Request::RequestPut(put)),
+            })
+            .collect();
         let mut revision = String::new();
         for success in ops.chunks(ops_max) {
-            let txn = TxnRequest { success: success.to_vec(), ..Default::default() };
+            let txn = TxnRequest {
+                success: success.to_vec(),
+                ..Default::default()
+            };
             revision = answer::header(self.ask(self.kv().txn(txn))?.header.as_ref());
         }
         Ok(revision)
     }
 
     fn status(&self) -> Result<String, request::Error> {
-        let status = self.ask(MaintenanceClient::new(self.channel.clone()).status(StatusRequest {}))?;
+        let status =
+            self.ask(MaintenanceClient::new(self.channel.clone()).status(StatusRequest {}))?;
         let header = status.header.as_ref();
-        let leader = if header.is_some_and(|header| header.member_id == status.leader) { "self" } else { "other" };
+        let leader = if header.is_some_and(|header| header.member_id == status.leader) {
+            "self"
+        } else {
+            "other"
+        };
         let (version, learner, errors) = (&status.version, status.is_learner, &status.errors);
-        Ok(format!("{} version={version} leader={leader} learner={learner} errors={errors:?}", answer::header(header)))
+        Ok(format!(
+            "{} version={version} leader={leader} learner={learner} errors={errors:?}",
+            answer::header(header)
+        ))
     }
 
     fn members(&self) -> Result<String, request::Error> {
@@ -164,20 +194,33 @@ impl Player {
             let answered = header.is_some_and(|header| header.member_id == member.id);
             let listens = member.client_ur_ls == [self.server.endpoint.as_str()];
             let (name, peers, learner) = (&member.name, member.peer_ur_ls.len(), member.is_learner);
-            text += &format!("\n  name={name} answered={answered} listens={listens} peers={peers} learner={learner}");
+            text += &format!(
+                "\n  name={name} answered={answered} listens={listens} peers={peers} learner={learner}"
+            );
         }
         Ok(text)
     }
 }
 
 /// The parts of a stream put together, and how many keys each had. Only the last part has more than keys.
-async fn merged_stream(mut kv: KvClient<Channel>, request: RangeRequest) -> Result<(RangeResponse, Vec<usize>), Status> {
+async fn merged_stream(
+    mut kv: KvClient<Channel>,
+    request: RangeRequest,
+) -> Result<(RangeResponse, Vec<usize>), Status> {
     let mut parts = kv.range_stream(request).await?.into_inner();
     let (mut whole, mut sizes) = (RangeResponse::default(), Vec::new());
     while let Some(part) = parts.message().await? {
-        assert!(whole.header.is_none(), "a part followed the one with a header");
-        let part = part.range_response.expect("every part carries a range response");
-        assert!(part.header.is_some() || (!part.more && part.count == 0), "only the last part counts: {part:?}");
+        assert!(
+            whole.header.is_none(),
+            "a part followed the one with a header"
+        );
+        let part = part
+            .range_response
+            .expect("every part carries a range response");
+        assert!(
+            part.header.is_some() || (!part.more && part.count == 0),
+            "only the last part counts: {part:?}"
+        );
         sizes.push(part.kvs.len());
         whole.kvs.extend(part.kvs);
         (whole.header, whole.more, whole.count) = (part.header, part.more, part.count);
@@ -189,7 +232,11 @@ async fn merged_stream(mut kv: KvClient<Channel>, request: RangeRequest) -> Resu
 impl goldenscript::Runner for Player {
     type Command = goldenscript::Command;
 
-    fn run(&mut self, command: &Self::Command, _: &goldenscript::Context) -> Result<String, request::Error> {
+    fn run(
+        &mut self,
+        command: &Self::Command,
+        _: &goldenscript::Context,
+    ) -> Result<String, request::Error> {
         let words = Words::new(&command.args);
         Ok(match command.name.as_str() {
             "get" => answer::range(&self.ask(self.kv().range(request::range(words)?))?),
@@ -197,7 +244,11 @@ impl goldenscript::Runner for Player {
             "put" => answer::put(&self.ask(self.kv().put(request::put(words)?))?),
             "del" => answer::delete(&self.ask(self.kv().delete_range(request::delete(words)?))?),
             "txn" => answer::txn(&self.ask(self.kv().txn(request::txn(words)?))?),
-            "compact" => answer::header(self.ask(self.kv().compact(request::compact(words)?))?.header.as_ref()),
+            "compact" => answer::header(
+                self.ask(self.kv().compact(request::compact(words)?))?
+                    .header
+                    .as_ref(),
+            ),
             "fill" => self.fill(words)?,
             "status" => self.status()?,
             "members" => self.members()?,

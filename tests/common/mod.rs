@@ -12,10 +12,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use metastore::proto::etcdserverpb::RangeRequest;
 use metastore::proto::etcdserverpb::StatusRequest;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
-use metastore::proto::etcdserverpb::RangeRequest;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -43,10 +43,17 @@ impl Server {
             match server.wait_until_ready() {
                 Ok(()) => return server,
                 Err(_) if server.lost_its_port() => {}
-                Err(why) => panic!("{} {why}; its log:\n{}", binary.display(), server.log_tail()),
+                Err(why) => panic!(
+                    "{} {why}; its log:\n{}",
+                    binary.display(),
+                    server.log_tail()
+                ),
             }
         }
-        panic!("{} found its ports taken {STARTS_MAX} times", binary.display());
+        panic!(
+            "{} found its ports taken {STARTS_MAX} times",
+            binary.display()
+        );
     }
 
     fn spawn(binary: &Path, data_dir: &Path, extra_flags: &[&str]) -> Self {
@@ -54,7 +61,8 @@ impl Server {
         let endpoint = format!("http://127.0.0.1:{client}");
         let peer = format!("http://127.0.0.1:{peer}");
         let log = data_dir.with_extension("log");
-        let open_log = || File::create(&log).expect("the directory of the data directory is writable");
+        let open_log =
+            || File::create(&log).expect("the directory of the data directory is writable");
         let child = Command::new(binary)
             .arg(format!("--data-dir={}", data_dir.display()))
             .arg(format!("--listen-client-urls={endpoint}"))
@@ -68,13 +76,21 @@ impl Server {
             .stderr(open_log())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {}: {error}", binary.display()));
-        Self { endpoint, child, log }
+        Self {
+            endpoint,
+            child,
+            log,
+        }
     }
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(READY_SECS_MAX);
         while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .expect("our own child can be waited for")
+            {
                 return Err(format!("ended before it was ready: {status}"));
             }
             if answers(&self.endpoint) {
@@ -86,7 +102,9 @@ impl Server {
     }
 
     fn lost_its_port(&self) -> bool {
-        self.log_tail().to_lowercase().contains("address already in use")
+        self.log_tail()
+            .to_lowercase()
+            .contains("address already in use")
     }
 
     fn log_tail(&self) -> String {
@@ -101,7 +119,9 @@ impl Server {
 
     /// A channel to the server, connected at its first request.
     pub(crate) fn channel(&self) -> Channel {
-        Endpoint::from_shared(self.endpoint.clone()).expect("the endpoint is a URL").connect_lazy()
+        Endpoint::from_shared(self.endpoint.clone())
+            .expect("the endpoint is a URL")
+            .connect_lazy()
     }
 
     /// Ends the process at once, as `kill -9` does, and waits until it is gone.
@@ -112,9 +132,12 @@ impl Server {
 
     /// Asks the process to end, as `kill -TERM` does.
     pub(crate) fn terminate(&self) {
-        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         let pid = pid.expect("a process id is a positive i32");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child can be signalled");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("our own child can be signalled");
     }
 
     /// Waits until the process has ended.
@@ -133,15 +156,24 @@ impl Drop for Server {
 /// Ports that were free a moment ago; the start is tried again if another process takes one meanwhile.
 fn free_ports() -> [u16; 2] {
     let listeners = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port is free"));
-    listeners.map(|listener| listener.local_addr().expect("a bound listener has an address").port())
+    listeners.map(|listener| {
+        listener
+            .local_addr()
+            .expect("a bound listener has an address")
+            .port()
+    })
 }
 
 /// Whether the server answers, be it with a refusal. Asked on a thread of its own, so that the caller may be async.
 fn answers(endpoint: &str) -> bool {
     thread::scope(|scope| {
         let asking = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime can be built").block_on(ask(endpoint))
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime
+                .expect("a runtime can be built")
+                .block_on(ask(endpoint))
         });
         asking.join().expect("asking does not panic")
     })
@@ -152,15 +184,24 @@ async fn ask(endpoint: &str) -> bool {
     let Ok(channel) = endpoint.timeout(Duration::from_secs(10)).connect().await else {
         return false;
     };
-    let status = MaintenanceClient::new(channel.clone()).status(StatusRequest {}).await;
+    let status = MaintenanceClient::new(channel.clone())
+        .status(StatusRequest {})
+        .await;
     // A linearizable read also waits until a one-node cluster has elected itself.
-    let read = RangeRequest { key: "0".into(), count_only: true, ..Default::default() };
+    let read = RangeRequest {
+        key: "0".into(),
+        count_only: true,
+        ..Default::default()
+    };
     is_answer(status) && is_answer(KvClient::new(channel).range(read).await)
 }
 
 fn is_answer<T>(result: Result<T, Status>) -> bool {
     match result {
         Ok(_) => true,
-        Err(status) => !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled),
+        Err(status) => !matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+        ),
     }
 }

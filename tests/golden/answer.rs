@@ -23,9 +23,19 @@ use super::request::FILLING;
 
 /// Bytes longer than this are shown by their length.
 const SHOWN_BYTES_MAX: usize = 64;
+/// Of more keys than this the first and the last are shown. They come from `fill`, and are all alike.
+const SHOWN_KEYS_MAX: usize = 12;
+/// More equal responses in a row than this are shown by their number.
+const SHOWN_EQUALS_MAX: usize = 3;
 
 pub(crate) fn header(header: Option<&ResponseHeader>) -> String {
-    let Some(ResponseHeader { cluster_id, member_id, revision, raft_term }) = header else {
+    let Some(ResponseHeader {
+        cluster_id,
+        member_id,
+        revision,
+        raft_term,
+    }) = header
+    else {
         return "absent".into();
     };
     let ids = [*cluster_id != 0, *member_id != 0, *raft_term != 0];
@@ -39,13 +49,23 @@ pub(crate) fn header(header: Option<&ResponseHeader>) -> String {
 }
 
 pub(crate) fn range(answer: &RangeResponse) -> String {
-    let RangeResponse { header: head, kvs, more, count } = answer;
+    let RangeResponse {
+        header: head,
+        kvs,
+        more,
+        count,
+    } = answer;
     let more = if *more { " more" } else { "" };
     let mut text = format!("{} count={count}{more}", header(head.as_ref()));
-    // Long lists come from `fill`; their ends say enough.
-    if kvs.len() > 40 {
+    if kvs.len() > SHOWN_KEYS_MAX {
         let (first, last) = (&kvs[0], &kvs[kvs.len() - 1]);
-        let _ = write!(text, "\n  {}\n  ... {} in all ...\n  {}", key_value(first), kvs.len(), key_value(last));
+        let _ = write!(
+            text,
+            "\n  {}\n  ... {} in all ...\n  {}",
+            key_value(first),
+            kvs.len(),
+            key_value(last)
+        );
         return text;
     }
     for kv in kvs {
@@ -55,12 +75,19 @@ pub(crate) fn range(answer: &RangeResponse) -> String {
 }
 
 pub(crate) fn put(answer: &PutResponse) -> String {
-    let previous = answer.prev_kv.as_ref().map(|kv| format!("\n  was {}", key_value(kv)));
+    let previous = answer
+        .prev_kv
+        .as_ref()
+        .map(|kv| format!("\n  was {}", key_value(kv)));
     header(answer.header.as_ref()) + &previous.unwrap_or_default()
 }
 
 pub(crate) fn delete(answer: &DeleteRangeResponse) -> String {
-    let mut text = format!("{} deleted={}", header(answer.header.as_ref()), answer.deleted);
+    let mut text = format!(
+        "{} deleted={}",
+        header(answer.header.as_ref()),
+        answer.deleted
+    );
     for kv in &answer.prev_kvs {
         let _ = write!(text, "\n  was {}", key_value(kv));
     }
@@ -68,10 +95,20 @@ pub(crate) fn delete(answer: &DeleteRangeResponse) -> String {
 }
 
 pub(crate) fn txn(answer: &TxnResponse) -> String {
-    let branch = if answer.succeeded { "succeeded" } else { "failed" };
+    let branch = if answer.succeeded {
+        "succeeded"
+    } else {
+        "failed"
+    };
     let mut text = format!("{} {branch}", header(answer.header.as_ref()));
-    for response in &answer.responses {
-        let _ = write!(text, "\n  {}", operation(response).replace('\n', "\n  "));
+    for equals in answer.responses.chunk_by(|one, next| one == next) {
+        let shown = operation(&equals[0]).replace('\n', "\n  ");
+        match equals.len() {
+            many if many > SHOWN_EQUALS_MAX => {
+                let _ = write!(text, "\n  {many} times {shown}");
+            }
+            few => text += &format!("\n  {shown}").repeat(few),
+        }
     }
     text
 }
@@ -87,8 +124,19 @@ fn operation(answer: &ResponseOp) -> String {
 }
 
 fn key_value(kv: &KeyValue) -> String {
-    let KeyValue { key, value, create_revision, mod_revision, version, lease } = kv;
-    let lease = if *lease == 0 { String::new() } else { format!(" lease={lease}") };
+    let KeyValue {
+        key,
+        value,
+        create_revision,
+        mod_revision,
+        version,
+        lease,
+    } = kv;
+    let lease = if *lease == 0 {
+        String::new()
+    } else {
+        format!(" lease={lease}")
+    };
     let (key, value) = (bytes(key), bytes(value));
     format!("{key}={value} create={create_revision} mod={mod_revision} version={version}{lease}")
 }
@@ -107,7 +155,8 @@ fn bytes(bytes: &[u8]) -> String {
 /// A refusal: code and text. The texts of gRPC itself differ from library to library, so they are left out.
 pub(crate) fn refusal(status: &Status) -> String {
     let (code, text) = (status.code(), status.message());
-    let by_etcd = text.starts_with("etcdserver: ") || text.starts_with("RangeStream does not support ");
+    let by_etcd =
+        text.starts_with("etcdserver: ") || text.starts_with("RangeStream does not support ");
     match by_etcd || code == Code::Unknown {
         true => format!("{code:?} {text:?}"),
         false => format!("{code:?}"),

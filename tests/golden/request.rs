@@ -18,7 +18,9 @@ pub(crate) const FILLING: u8 = b'x';
 
 /// Text as bytes: each character is the byte of its number, so `\xff` is one byte.
 pub(crate) fn bytes(text: &str) -> Result<Bytes> {
-    text.chars().map(|c| u8::try_from(c).map_err(|_| format!("{c:?} is no byte").into())).collect()
+    text.chars()
+        .map(|c| u8::try_from(c).map_err(|_| format!("{c:?} is no byte").into()))
+        .collect()
 }
 
 fn filling(size: &str) -> Result<Bytes> {
@@ -33,7 +35,10 @@ pub(crate) struct Words<'a> {
 
 impl<'a> Words<'a> {
     pub(crate) fn new(arguments: &'a [Argument]) -> Self {
-        let mut words = Self { positional: Vec::new(), named: Vec::new() };
+        let mut words = Self {
+            positional: Vec::new(),
+            named: Vec::new(),
+        };
         for argument in arguments {
             match argument {
                 Argument::Positional(word) => words.positional.push(word),
@@ -169,14 +174,20 @@ pub(crate) fn put(mut words: Words<'_>) -> Result<PutRequest> {
 /// `del KEY …`.
 pub(crate) fn delete(mut words: Words<'_>) -> Result<DeleteRangeRequest> {
     let key = words.key()?;
-    let request = DeleteRangeRequest { range_end: words.range_end(&key)?, key, prev_kv: words.flag("prev_kv") };
+    let request = DeleteRangeRequest {
+        range_end: words.range_end(&key)?,
+        key,
+        prev_kv: words.flag("prev_kv"),
+    };
     words.done(request)
 }
 
 /// `compact REVISION [physical]`.
 pub(crate) fn compact(mut words: Words<'_>) -> Result<CompactionRequest> {
-    let request =
-        CompactionRequest { revision: words.first("the revision")?.parse()?, physical: words.flag("physical") };
+    let request = CompactionRequest {
+        revision: words.first("the revision")?.parse()?,
+        physical: words.flag("physical"),
+    };
     words.done(request)
 }
 
@@ -184,9 +195,15 @@ pub(crate) fn compact(mut words: Words<'_>) -> Result<CompactionRequest> {
 pub(crate) fn fill(mut words: Words<'_>) -> Result<Vec<PutRequest>> {
     let prefix = words.first("the prefix")?;
     let count: usize = words.first("the count")?.parse()?;
-    let value = words.named("value_size").map_or_else(|| bytes("v"), filling)?;
+    let value = words
+        .named("value_size")
+        .map_or_else(|| bytes("v"), filling)?;
     let put = |number| -> Result<PutRequest> {
-        Ok(PutRequest { key: bytes(&format!("{prefix}{number:04}"))?, value: value.clone(), ..Default::default() })
+        Ok(PutRequest {
+            key: bytes(&format!("{prefix}{number:04}"))?,
+            value: value.clone(),
+            ..Default::default()
+        })
     };
     words.done((0..count).map(put).collect::<Result<_>>()?)
 }
@@ -206,7 +223,10 @@ pub(crate) fn fill(mut words: Words<'_>) -> Result<Vec<PutRequest>> {
 pub(crate) fn txn(mut words: Words<'_>) -> Result<TxnRequest> {
     let text = words.first("the txn's text")?;
     words.done(())?;
-    let mut parser = Parser { tokens: tokens(text)?, at: 0 };
+    let mut parser = Parser {
+        tokens: tokens(text)?,
+        at: 0,
+    };
     parser.skip_separators();
     let txn = parser.txn()?;
     parser.skip_separators();
@@ -232,7 +252,9 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
         match c {
             '\n' => tokens.push(Token::Sign(';')),
             '!' if rest.next_if_eq(&'=').is_some() => tokens.push(Token::Sign('!')),
-            '{' | '}' | '(' | ')' | ',' | ';' | '=' | '>' | '<' | '?' => tokens.push(Token::Sign(c)),
+            '{' | '}' | '(' | ')' | ',' | ';' | '=' | '>' | '<' | '?' => {
+                tokens.push(Token::Sign(c))
+            }
             '"' => {
                 let mut word = String::new();
                 loop {
@@ -247,7 +269,8 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
             c if c.is_whitespace() => {}
             c => {
                 let mut word = String::from(c);
-                while let Some(c) = rest.next_if(|c| c.is_alphanumeric() || "_-./@:#".contains(*c)) {
+                while let Some(c) = rest.next_if(|c| c.is_alphanumeric() || "_-./@:#".contains(*c))
+                {
                     word.push(c);
                 }
                 tokens.push(Token::Bare(word));
@@ -319,7 +342,11 @@ impl Parser {
     }
 
     /// What stands next, once or as often as `repeat` says, with each turn's number for `#`.
-    fn repeated<T>(&mut self, items: &mut Vec<T>, item: impl Fn(&mut Self) -> Result<T>) -> Result<()> {
+    fn repeated<T>(
+        &mut self,
+        items: &mut Vec<T>,
+        item: impl Fn(&mut Self) -> Result<T>,
+    ) -> Result<()> {
         if !self.take_bare("repeat") {
             items.push(item(self)?);
             return Ok(());
@@ -353,9 +380,12 @@ impl Parser {
     }
 
     fn op(&mut self) -> Result<RequestOp> {
-        let begins_txn = [Some(&Token::Bare("if".into())), Some(&Token::Sign('{'))].contains(&self.peek());
+        let begins_txn =
+            [Some(&Token::Bare("if".into())), Some(&Token::Sign('{'))].contains(&self.peek());
         if begins_txn {
-            return Ok(RequestOp { request: Some(Request::RequestTxn(self.txn()?)) });
+            return Ok(RequestOp {
+                request: Some(Request::RequestTxn(self.txn()?)),
+            });
         }
         let name = self.word()?;
         let arguments = self.arguments()?;
@@ -395,7 +425,13 @@ impl Parser {
         let mut words = Words::new(&arguments);
         let key = words.key()?;
         let range_end = words.range_end(&key)?;
-        words.done(Compare { result, target: target(&target_name)?, range_end, key, target_union })
+        words.done(Compare {
+            result,
+            target: target(&target_name)?,
+            range_end,
+            key,
+            target_union,
+        })
     }
 
     fn result(&mut self) -> Result<i32> {
@@ -425,7 +461,11 @@ impl Parser {
             "mod" => TargetUnion::ModRevision(operand.parse()?),
             "value" => TargetUnion::Value(bytes(&operand)?),
             "lease" => TargetUnion::Lease(operand.parse()?),
-            _ => return Err(format!("no operand suits {member:?}: name one, as in version:0").into()),
+            _ => {
+                return Err(
+                    format!("no operand suits {member:?}: name one, as in version:0").into(),
+                );
+            }
         }))
     }
 }
@@ -459,52 +499,100 @@ mod tests {
     }
 
     fn put_op(key: &str, value: &str) -> RequestOp {
-        let put = PutRequest { key: bytes(key).unwrap(), value: bytes(value).unwrap(), ..Default::default() };
-        RequestOp { request: Some(Request::RequestPut(put)) }
+        let put = PutRequest {
+            key: bytes(key).unwrap(),
+            value: bytes(value).unwrap(),
+            ..Default::default()
+        };
+        RequestOp {
+            request: Some(Request::RequestPut(put)),
+        }
     }
 
     #[test]
     fn a_txn_has_guards_and_two_branches() {
-        let txn = parse(r#"if version(k) = 0, value(m, end=n) != "b c" { put a 1; get z rev=-1 } else { del q }"#);
+        let txn = parse(
+            r#"if version(k) = 0, value(m, end=n) != "b c" { put a 1; get z rev=-1 } else { del q }"#,
+        );
         let txn = txn.unwrap();
         assert_eq!(txn.compare[0].target_union, Some(TargetUnion::Version(0)));
         assert_eq!(txn.compare[1].result, CompareResult::NotEqual as i32);
         assert_eq!(txn.compare[1].range_end, "n");
-        assert_eq!(txn.compare[1].target_union, Some(TargetUnion::Value("b c".into())));
+        assert_eq!(
+            txn.compare[1].target_union,
+            Some(TargetUnion::Value("b c".into()))
+        );
         assert_eq!(txn.success[0], put_op("a", "1"));
-        let past = RangeRequest { key: "z".into(), revision: -1, ..Default::default() };
+        let past = RangeRequest {
+            key: "z".into(),
+            revision: -1,
+            ..Default::default()
+        };
         assert_eq!(txn.success[1].request, Some(Request::RequestRange(past)));
         assert_eq!(txn.failure.len(), 1);
     }
 
     #[test]
     fn txns_nest_and_lines_separate() {
-        let txn = parse("{\n put a 1\n if version(k) > 1 {\n { nothing }\n } else { put b 2 }\n}\n").unwrap();
+        let txn =
+            parse("{\n put a 1\n if version(k) > 1 {\n { nothing }\n } else { put b 2 }\n}\n")
+                .unwrap();
         assert_eq!(txn.success[0], put_op("a", "1"));
-        let Some(Request::RequestTxn(inner)) = &txn.success[1].request else { panic!("{txn:?}") };
+        let Some(Request::RequestTxn(inner)) = &txn.success[1].request else {
+            panic!("{txn:?}")
+        };
         assert_eq!(inner.failure, [put_op("b", "2")]);
-        let Some(Request::RequestTxn(inmost)) = &inner.success[0].request else { panic!("{txn:?}") };
+        let Some(Request::RequestTxn(inmost)) = &inner.success[0].request else {
+            panic!("{txn:?}")
+        };
         assert_eq!(inmost.success, [RequestOp { request: None }]);
     }
 
     #[test]
     fn repeat_numbers_its_turns() {
         let txn = parse("if repeat 2 create(k#) = 0 { repeat 3 put k# v#; put z 1 }").unwrap();
-        assert_eq!([&txn.compare[0].key[..], &txn.compare[1].key], [b"k0", b"k1"]);
-        assert_eq!(txn.success, [put_op("k0", "v0"), put_op("k1", "v1"), put_op("k2", "v2"), put_op("z", "1")]);
+        assert_eq!(
+            [&txn.compare[0].key[..], &txn.compare[1].key],
+            [b"k0", b"k1"]
+        );
+        assert_eq!(
+            txn.success,
+            [
+                put_op("k0", "v0"),
+                put_op("k1", "v1"),
+                put_op("k2", "v2"),
+                put_op("z", "1")
+            ]
+        );
     }
 
     #[test]
     fn guards_may_be_out_of_the_ordinary() {
-        let txn = parse("if 9(k) ?7 version:1, version(k) = value:x, mod(k, prefix) < unset {}").unwrap();
+        let txn =
+            parse("if 9(k) ?7 version:1, version(k) = value:x, mod(k, prefix) < unset {}").unwrap();
         assert_eq!((txn.compare[0].target, txn.compare[0].result), (9, 7));
-        assert_eq!(txn.compare[1].target_union, Some(TargetUnion::Value("x".into())));
-        assert_eq!((&txn.compare[2].range_end[..], &txn.compare[2].target_union), (&b"l"[..], &None));
+        assert_eq!(
+            txn.compare[1].target_union,
+            Some(TargetUnion::Value("x".into()))
+        );
+        assert_eq!(
+            (&txn.compare[2].range_end[..], &txn.compare[2].target_union),
+            (&b"l"[..], &None)
+        );
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for text in ["", "{", "{} {}", "{ pot k v }", "{ put k }", "{ get k lime=1 }", "if { }", "if 9(k) = 1 {}"] {
+        for text in [
+            "",
+            "{",
+            "{} {}",
+            "{ pot k v }",
+            "{ put k }",
+            "{ get k lime=1 }",
+            "if { }",
+            "if 9(k) = 1 {}",
+        ] {
             assert!(parse(text).is_err(), "{text:?}");
         }
     }
