@@ -1,4 +1,16 @@
-//! MetaStore: a durable single-node etcd. The map, top layer first.
+//! MetaStore: a durable single-node etcd. The map, top layer first:
+//!
+//! ```text
+//! main ─► server ─► grpc ─► engine ─► mvcc ─► storage ─► redb
+//! ```
+//! A program can run a whole server with [`server::run`], or open a store with
+//! [`engine::Engine::open`].
 
+pub mod clock;
+pub mod config;
+pub mod engine;
+pub mod grpc;
+pub mod mvcc;
 pub mod proto;
+pub mod server;
 pub mod storage;

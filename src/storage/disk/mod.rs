@@ -9,6 +9,8 @@
 //! - A created, renamed or removed name is durable once `sync_dir` has returned.
 //! - After `allocate` or `create`, writes within the length cannot run out of space.
 
+pub mod real;
+
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
@@ -52,4 +54,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 
     /// Makes all earlier writes of this file durable (fdatasync: data, and length if it changed).
     fn sync(&self) -> io::Result<()>;
+}
+
+/// Whether `error` says that there is no room, by size or by quota.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }

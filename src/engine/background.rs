@@ -1,0 +1,173 @@
+//! The background thread: flush first, then sweep.
+//!
+//! It is handed one sealed memtable at a time, finds by itself what the floor lets it sweep, and
+//! tells those who wait for a sweep when it is done. On a full disk it tries again every second.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::command::{Answer, Reply};
+use super::queue::Queue;
+use super::replies;
+use crate::mvcc::Error;
+use crate::storage;
+use crate::storage::settler::{Outcome, Settler};
+use crate::storage::store::{Sealed, Views};
+
+/// How long the thread rests before it tries again what the disk had no room for, and looks for
+/// memtables that can be freed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// One who waits until compaction at `floor` is swept.
+#[derive(Debug)]
+pub struct Waiter {
+    /// The compaction's revision.
+    pub floor: u64,
+    /// Who waits.
+    pub reply: Reply,
+    /// What the answer will be.
+    pub outcome: Result<Answer, Error>,
+}
+
+/// What the background thread is asked to do.
+#[derive(Debug, Default)]
+pub struct Background {
+    inner: Mutex<Inner>,
+    change: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sealed: Option<Arc<Sealed>>,
+    waiters: VecDeque<Waiter>,
+    /// Ends once nothing is left to flush, or the disk is full.
+    stopping: bool,
+    ended: bool,
+}
+
+impl Background {
+    /// Hands over a sealed memtable; the one before must be flushed.
+    pub fn flush(&self, sealed: Sealed) {
+        let mut inner = self.inner();
+        assert!(inner.sealed.is_none(), "one memtable is flushed at a time");
+        inner.sealed = Some(Arc::new(sealed));
+        self.change.notify_all();
+    }
+
+    /// Whether a memtable is being flushed.
+    pub fn is_flushing(&self) -> bool {
+        self.inner().sealed.is_some()
+    }
+
+    /// Waits until no memtable is being flushed, or the disk is full.
+    pub fn await_flush(&self) {
+        let inner = self.inner();
+        let waited = self
+            .change
+            .wait_timeout_while(inner, PAUSE, |inner| inner.sealed.is_some() && !inner.ended);
+        drop(waited);
+    }
+
+    /// Answers `waiter` when its compaction is swept.
+    pub fn wait_for_sweep(&self, waiter: Waiter) {
+        self.inner().waiters.push_back(waiter);
+        self.change.notify_all();
+    }
+
+    /// Makes the thread end when its work is done.
+    pub fn stop(&self) {
+        self.inner().stopping = true;
+        self.change.notify_all();
+    }
+
+    /// The thread's body: works until told to stop.
+    pub fn run(
+        &self,
+        mut settler: Settler,
+        views: &Views,
+        queue: &Queue,
+    ) -> Result<(), storage::Error> {
+        let result = self.work(&mut settler, views, queue);
+        let mut inner = self.inner();
+        inner.ended = true;
+        inner.waiters.clear();
+        drop(inner);
+        self.change.notify_all();
+        result
+    }
+
+    fn work(
+        &self,
+        settler: &mut Settler,
+        views: &Views,
+        queue: &Queue,
+    ) -> Result<(), storage::Error> {
+        let mut outcome = Outcome::More;
+        loop {
+            let pause = outcome != Outcome::More;
+            let Some(sealed) = self.next(pause, outcome == Outcome::NoSpace) else {
+                return Ok(());
+            };
+            settler.restore_space()?;
+            outcome = match sealed {
+                Some(sealed) => {
+                    let outcome = settler.flush(&sealed)?;
+                    if outcome == Outcome::Done {
+                        self.inner().sealed = None;
+                        self.change.notify_all();
+                        // There may be something to sweep now.
+                        Outcome::More
+                    } else {
+                        outcome
+                    }
+                }
+                None if is_swept(views) => Outcome::Done,
+                None => settler.sweep()?,
+            };
+            // The writer may wait for this flush, or hold the memtable that can be freed.
+            queue.nudge();
+            settler.free_retired();
+            self.answer(views);
+        }
+    }
+
+    /// Waits for work: `Some(None)` is a look at the sweep, `None` is the end.
+    fn next(&self, pause: bool, no_space: bool) -> Option<Option<Arc<Sealed>>> {
+        let mut inner = self.inner();
+        if pause {
+            let idle = |inner: &mut Inner| (inner.sealed.is_none() || no_space) && !inner.stopping;
+            let waited = self.change.wait_timeout_while(inner, PAUSE, idle);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if inner.stopping && (inner.sealed.is_none() || no_space) {
+            return None;
+        }
+        Some(inner.sealed.clone())
+    }
+
+    fn answer(&self, views: &Views) {
+        let view = views.load();
+        let meta = &view.settled().meta;
+        let mut answers = Vec::new();
+        let mut inner = self.inner();
+        while let Some(waiter) = inner
+            .waiters
+            .pop_front_if(|waiter| waiter.floor <= meta.swept)
+        {
+            answers.push((waiter.reply, waiter.outcome));
+        }
+        drop(inner);
+        replies::send(answers);
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_swept(views: &Views) -> bool {
+    let view = views.load();
+    let meta = &view.settled().meta;
+    meta.swept >= meta.floor.unwrap_or(0)
+}

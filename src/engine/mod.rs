@@ -1,0 +1,340 @@
+//! The engine: the writer and the background thread, behind calls that can be awaited.
+//!
+//! ```text
+//! put, delete_range, txn, compact ─► queue ─► writer ─► answer
+//! range, read_txn                 ─► view  ─► answer      never the queue
+//! ```
+//! Async ends here: below are plain functions, and threads of their own. A read runs on the
+//! caller's thread while it is short and what it needs is likely in memory; otherwise on one of a
+//! few threads for reads.
+
+mod background;
+pub mod command;
+mod judge;
+mod queue;
+pub mod replies;
+mod writer;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tracing::error;
+
+use self::background::Background;
+use self::command::{Answer, Asked, Command, Reply};
+use self::queue::{Queue, ROOM_UNITS, UNIT_BYTES};
+use self::writer::Writer;
+use crate::clock::Clock;
+use crate::mvcc::counts::Counts;
+use crate::mvcc::range::{self, Effort, Selected, Selection};
+use crate::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
+use crate::mvcc::{Error, txn};
+use crate::storage;
+use crate::storage::store::{Identity, Settings, Store, Views};
+use crate::storage::view::View;
+
+/// Reads that run at once on threads of their own.
+pub const READ_THREADS: usize = 4;
+
+/// Keys that a read may look at on the caller's thread: about a quarter of a millisecond.
+const INLINE_KEYS_MAX: usize = 512;
+
+/// An answer above this draws on the memory for large answers.
+const LARGE_ANSWER_BYTES: usize = 1 << 20;
+
+/// Memory for large answers that are under way at once; one that is larger runs alone.
+const LARGE_ANSWERS_BYTES: usize = 256 << 20;
+
+/// See the module. Dropping the last handle does not stop the threads; [`Engine::stop`] does.
+#[derive(Debug)]
+pub struct Engine {
+    queue: Arc<Queue>,
+    views: Arc<Views>,
+    identity: Identity,
+    term: u64,
+    counts: Counts,
+    read_threads: Semaphore,
+    large_answers: Arc<Semaphore>,
+    failure: watch::Receiver<Option<String>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A share of the memory for large answers, held until the answer is sent.
+pub type AnswerRoom = Option<Arc<OwnedSemaphorePermit>>;
+
+impl Engine {
+    /// Opens the store and starts the threads.
+    pub fn open(
+        settings: &Settings,
+        identity: Identity,
+        clock: Clock,
+    ) -> Result<Engine, storage::Error> {
+        let (store, settler) = Store::open(settings, identity)?;
+        let queue = Arc::new(Queue::default());
+        let background = Arc::new(Background::default());
+        let (failed, failure) = watch::channel(None);
+        let failed = Arc::new(failed);
+        let engine = Engine {
+            queue: Arc::clone(&queue),
+            views: store.views(),
+            identity: store.identity().clone(),
+            term: store.term(),
+            counts: Counts::default(),
+            read_threads: Semaphore::new(READ_THREADS),
+            large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
+            failure,
+            threads: Mutex::default(),
+        };
+        let views = store.views();
+        let writer = Writer::new(store, Arc::clone(&queue), Arc::clone(&background), clock);
+        let flusher = Arc::clone(&background);
+        let nudged = Arc::clone(&queue);
+        engine.spawn("background", &failed, move || {
+            flusher.run(settler, &views, &nudged)
+        })?;
+        engine.spawn("writer", &failed, move || {
+            let result = writer.run();
+            background.stop();
+            result
+        })?;
+        Ok(engine)
+    }
+
+    /// Starts a thread whose failure is the engine's, and ends the queue.
+    fn spawn(
+        &self,
+        name: &str,
+        failed: &Arc<watch::Sender<Option<String>>>,
+        body: impl FnOnce() -> Result<(), storage::Error> + Send + 'static,
+    ) -> Result<(), storage::Error> {
+        let failed = Arc::clone(failed);
+        let queue = CloseOnDrop(Arc::clone(&self.queue));
+        let part = name.to_owned();
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let queue = queue;
+                if let Err(cause) = body() {
+                    error!(part, %cause, "the store has failed");
+                    failed.send_replace(Some(cause.to_string()));
+                }
+                drop(queue);
+            })?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
+        Ok(())
+    }
+
+    /// Who the store is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// How often the store was opened: etcd's raft term.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// The current view.
+    pub fn view(&self) -> Arc<View> {
+        self.views.load()
+    }
+
+    /// Resolves when the store has failed, to the reason. The process must end then.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().expect("it was waited for"),
+            // The threads ended without a failure.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Takes no more commands, answers those that wait, settles all, and ends the threads.
+    /// Blocks for as long as a flush takes.
+    pub fn stop(&self) {
+        self.queue.close();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                error!("a thread of the store has panicked");
+            }
+        }
+    }
+
+    /// Writes one key.
+    pub async fn put(&self, put: Put) -> Result<Written, Error> {
+        let bytes = put.key.len() + put.value.len();
+        match self.ask(Command::Put(put), bytes).await? {
+            Answer::Put(written) => Ok(written),
+            _ => unreachable!("a put is answered as a put"),
+        }
+    }
+
+    /// Deletes keys.
+    pub async fn delete_range(&self, delete: DeleteRange) -> Result<Deleted, Error> {
+        match self.ask(Command::DeleteRange(delete), 0).await? {
+            Answer::DeleteRange(deleted) => Ok(deleted),
+            _ => unreachable!("a delete is answered as a delete"),
+        }
+    }
+
+    /// Runs a txn; one that only reads never meets the writer. `bytes` is the request's size.
+    pub async fn txn(self: &Arc<Self>, txn: Txn, bytes: usize) -> Result<Decided, Error> {
+        if txn.is_read_only() {
+            return self
+                .read_apart(move |view, counts| txn::read(view, &txn, counts))
+                .await;
+        }
+        match self.ask(Command::Txn(txn), bytes).await? {
+            Answer::Txn(decided) => Ok(decided),
+            _ => unreachable!("a txn is answered as a txn"),
+        }
+    }
+
+    /// Raises the floor; answers the newest revision.
+    pub async fn compact(&self, revision: i64, physical: bool) -> Result<u64, Error> {
+        match self.ask(Command::Compact { revision, physical }, 0).await? {
+            Answer::Compact(newest) => Ok(newest),
+            _ => unreachable!("a compaction is answered as a compaction"),
+        }
+    }
+
+    async fn ask(&self, command: Command, bytes: usize) -> Result<Answer, Error> {
+        let units = (1 + bytes / UNIT_BYTES).min(ROOM_UNITS);
+        let room = Arc::clone(&self.queue.room);
+        let room = room.acquire_many_owned(units as u32).await;
+        let room = room.map_err(|_| Error::Stopped)?;
+        let (sender, answer) = oneshot::channel();
+        let reply = Reply {
+            sender,
+            home: replies::Home::current(),
+        };
+        let asked = Asked {
+            command,
+            reply,
+            room,
+        };
+        self.queue.push(asked).map_err(|_| Error::Stopped)?;
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+}
+
+/// Reads.
+impl Engine {
+    /// Reads keys. The answer's room is to be held until the answer is sent.
+    pub async fn range(self: &Arc<Self>, request: Range) -> Result<(Ranged, AnswerRoom), Error> {
+        let view = self.view();
+        let newest = view.revision;
+        self.range_in(view, newest, request, true).await
+    }
+
+    /// Reads keys within `view`, or one as new if it is closed meanwhile; `newest` is the revision
+    /// that the answer names. With `count` the whole range is counted.
+    pub async fn range_in(
+        self: &Arc<Self>,
+        view: Arc<View>,
+        newest: u64,
+        request: Range,
+        count: bool,
+    ) -> Result<(Ranged, AnswerRoom), Error> {
+        let at = range::resolve(&view, request.revision, newest)?;
+        let inline = Effort {
+            keys_max: INLINE_KEYS_MAX,
+            count,
+        };
+        if !view.settled().is_cold() {
+            match range::select(&view, &request, at, inline, &self.counts) {
+                Ok(Selected::Done(chosen)) if chosen.bytes() <= LARGE_ANSWER_BYTES => {
+                    match chosen.fetch(&view, newest) {
+                        Err(Error::Storage(storage::Error::Closed)) => {}
+                        fetched => return Ok((fetched?, None)),
+                    }
+                }
+                Ok(_) | Err(Error::Storage(storage::Error::Closed)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let effort = Effort {
+            keys_max: usize::MAX,
+            count,
+        };
+        let (view, chosen) = self
+            .read_apart_with_view(view, move |view, counts| {
+                range::select(view, &request, at, effort, counts)
+            })
+            .await?;
+        let Selected::Done(chosen) = chosen else {
+            unreachable!("no range is longer than all effort");
+        };
+        let room = self.room_for(&chosen).await?;
+        let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
+        let ranged = self.run_apart(view, fetch).await?;
+        Ok((ranged, room))
+    }
+
+    async fn room_for(&self, chosen: &Selection) -> Result<AnswerRoom, Error> {
+        let bytes = chosen.bytes();
+        if bytes <= LARGE_ANSWER_BYTES {
+            return Ok(None);
+        }
+        let units = (bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32;
+        let room = Arc::clone(&self.large_answers)
+            .acquire_many_owned(units)
+            .await;
+        Ok(Some(Arc::new(room.map_err(|_| Error::Stopped)?)))
+    }
+
+    /// Runs a read on a thread for reads, in the current view.
+    async fn read_apart<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (_, answer) = self.read_apart_with_view(self.view(), read).await?;
+        Ok(answer)
+    }
+
+    /// As [`Engine::read_apart`], in `view`; if that was closed meanwhile, once more in a new one.
+    async fn read_apart_with_view<T: Send + 'static>(
+        self: &Arc<Self>,
+        view: Arc<View>,
+        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
+    ) -> Result<(Arc<View>, T), Error> {
+        let engine = Arc::clone(self);
+        let again = move |view: &View, counts: &Counts| match read(view, counts) {
+            Err(Error::Storage(storage::Error::Closed)) => {
+                let view = engine.view();
+                Ok((Arc::clone(&view), read(&view, counts)?))
+            }
+            answer => Ok((Arc::new(view.clone()), answer?)),
+        };
+        self.run_apart(view, again).await
+    }
+
+    async fn run_apart<T: Send + 'static>(
+        self: &Arc<Self>,
+        view: Arc<View>,
+        read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let _thread = self
+            .read_threads
+            .acquire()
+            .await
+            .map_err(|_| Error::Stopped)?;
+        let engine = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || read(&view, &engine.counts));
+        done.await.unwrap_or(Err(Error::Stopped))
+    }
+}
+
+/// Ends the queue when a thread of the engine ends, by a panic too.
+struct CloseOnDrop(Arc<Queue>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

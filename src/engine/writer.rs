@@ -1,0 +1,191 @@
+//! The writer: the one thread that changes the store.
+//!
+//! Commands wait in a bounded queue. The writer takes all that wait, judges them in order, logs
+//! what it decided together, and only then tells anyone:
+//! ```text
+//! queue ─► judge a, b, c ─► log (one sync) ─► publish view ─► reply to a, b, c
+//! ```
+//! Invariants:
+//! - No reply precedes the sync of its batch; that of a refused command neither, since it may have
+//!   read what the batch wrote.
+//! - Changes judged but not yet logged stand at revisions that no view reaches.
+//! - A batch that the disk has no room for is taken back whole, and judged again without what
+//!   would add data.
+//!
+//! If an append or its sync fails, the writer ends, and the process with it: docs/durability.md.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::background::{Background, Waiter};
+use super::command::{Answer, Asked, Command, Reply};
+use super::judge::judge;
+use super::queue::{Queue, Taken};
+use super::replies;
+use crate::clock::Clock;
+use crate::mvcc::{self, Error};
+use crate::storage;
+use crate::storage::store::Store;
+
+/// Most commands that share one sync: their answers wait for one another.
+const BATCH_COMMANDS_MAX: usize = 4096;
+
+/// Age at which unsettled changes are flushed, however few: small flushes cost 9–15 KB a put.
+const FLUSH_AGE_MILLIS: u64 = 10 * 60 * 1000;
+
+/// How long the writer waits without looking up.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+type Outcome = Result<Answer, Error>;
+
+/// See the module.
+pub struct Writer {
+    store: Store,
+    queue: Arc<Queue>,
+    background: Arc<Background>,
+    clock: Clock,
+    /// A physical compaction waits for a flush.
+    seal_wanted: bool,
+    sealed_millis: u64,
+}
+
+impl Writer {
+    /// A writer for `store`.
+    pub fn new(
+        store: Store,
+        queue: Arc<Queue>,
+        background: Arc<Background>,
+        clock: Clock,
+    ) -> Writer {
+        Writer {
+            store,
+            queue,
+            background,
+            sealed_millis: clock.monotonic_millis(),
+            clock,
+            seal_wanted: false,
+        }
+    }
+
+    /// Serves the queue until it is closed; then has everything settled.
+    pub fn run(mut self) -> Result<(), storage::Error> {
+        loop {
+            self.await_the_disk();
+            let Taken { commands, closed } = self.queue.take(PATIENCE);
+            let mut commands = commands.into_iter().peekable();
+            while commands.peek().is_some() {
+                let batch = commands.by_ref().take(BATCH_COMMANDS_MAX).collect();
+                self.serve(batch)?;
+            }
+            if closed {
+                break;
+            }
+            // Nothing of the view of before is held while there is nothing to do.
+            self.store.begin_batch();
+            self.seal_if_due();
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// If the disk falls behind, commands wait in the queue, and their senders outside it.
+    fn await_the_disk(&mut self) {
+        self.seal_if_due();
+        while self.store.is_overdue() && !self.store.space().is_full() {
+            if !self.background.is_flushing() {
+                self.seal_if_due();
+                continue;
+            }
+            self.queue.await_nudge(PATIENCE);
+        }
+    }
+
+    fn serve(&mut self, batch: Vec<Asked>) -> Result<(), storage::Error> {
+        let outcomes = loop {
+            match self.decide(&batch) {
+                Ok(outcomes) => break outcomes,
+                // The background thread is opening the database anew.
+                Err(storage::Error::Closed) => {
+                    self.store.take_back();
+                    self.queue.await_nudge(PATIENCE);
+                }
+                Err(storage::Error::NoSpace) => {
+                    self.store.take_back();
+                    if self.store.space().is_full() {
+                        // Not even the reserve was enough.
+                        break batch.iter().map(|_| Err(Error::NoSpace)).collect();
+                    }
+                    self.store.space().give_up()?;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        self.store.publish();
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut rooms = Vec::with_capacity(batch.len());
+        for (asked, outcome) in batch.into_iter().zip(outcomes) {
+            rooms.push(asked.room);
+            match asked.command {
+                Command::Compact { physical: true, .. } => {
+                    self.wait_for_sweep(asked.reply, outcome)
+                }
+                _ => answers.push((asked.reply, outcome)),
+            }
+        }
+        replies::send(answers);
+        drop(rooms);
+        Ok(())
+    }
+
+    /// Judges the batch and puts it on disk.
+    fn decide(&mut self, batch: &[Asked]) -> Result<Vec<Outcome>, storage::Error> {
+        self.store.begin_batch();
+        let millis = self.clock.wall_millis();
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for asked in batch {
+            match judge(&mut self.store, &asked.command, millis) {
+                Err(mvcc::Error::Storage(error)) => return Err(error),
+                outcome => outcomes.push(outcome),
+            }
+        }
+        self.store.commit()?;
+        Ok(outcomes)
+    }
+
+    /// A physical compaction, refused or not, is answered when all is swept that was compacted.
+    fn wait_for_sweep(&mut self, reply: Reply, outcome: Outcome) {
+        let refused = matches!(outcome, Err(ref error) if !matches!(error, Error::Compacted));
+        let Some(floor) = self.store.view().floor.filter(|_| !refused) else {
+            replies::send(vec![(reply, outcome)]);
+            return;
+        };
+        self.seal_wanted = true;
+        self.background.wait_for_sweep(Waiter {
+            floor,
+            reply,
+            outcome,
+        });
+    }
+
+    fn seal_if_due(&mut self) {
+        let now = self.clock.monotonic_millis();
+        let aged = now - self.sealed_millis >= FLUSH_AGE_MILLIS && self.store.has_unsettled();
+        if (self.store.is_due() || self.seal_wanted || aged)
+            && let Some(sealed) = self.store.seal()
+        {
+            self.seal_wanted = false;
+            self.sealed_millis = now;
+            self.background.flush(sealed);
+        }
+    }
+
+    /// Flushes all that is left, unless the disk is full: then the log keeps it.
+    fn settle(&mut self) {
+        while self.store.has_unsettled() && !self.store.space().is_full() {
+            match self.store.seal() {
+                Some(sealed) => self.background.flush(sealed),
+                None => self.background.await_flush(),
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Between the wire's types and ours. The only file that names both.
+//!
+//! A request that the wire lets one say wrongly is refused here, in etcd's order of checks
+//! (scripts `range_errors`, `txn_checks`, `error_order`); what comes out is exact.
+
+use crate::mvcc::Error;
+use crate::mvcc::overlap;
+use crate::mvcc::request::{
+    Compare, Decided, DeleteRange, Deleted, Filters, Op, OpAnswer, Operand, Order, Put, Range,
+    Ranged, Relation, Target, Txn, Written,
+};
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::mvccpb;
+use crate::storage::key_range::KeyRange;
+use crate::storage::record::KeyValue;
+
+/// A read.
+pub fn range(request: pb::RangeRequest) -> Result<Range, Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    let order = match SortOrder::try_from(request.sort_order) {
+        Ok(SortOrder::None) => Order::None,
+        Ok(SortOrder::Ascend) => Order::Ascend,
+        Ok(SortOrder::Descend) => Order::Descend,
+        Err(_) => return Err(Error::InvalidSortOption),
+    };
+    let target = match SortTarget::try_from(request.sort_target) {
+        Ok(SortTarget::Key) => Target::Key,
+        Ok(SortTarget::Version) => Target::Version,
+        Ok(SortTarget::Create) => Target::Create,
+        Ok(SortTarget::Mod) => Target::Mod,
+        Ok(SortTarget::Value) => Target::Value,
+        Err(_) => return Err(Error::InvalidSortOption),
+    };
+    Ok(Range {
+        range: KeyRange::from_wire(request.key, request.range_end),
+        revision: request.revision,
+        limit: usize::try_from(request.limit).unwrap_or(0),
+        order,
+        target,
+        filters: Filters {
+            min_mod: request.min_mod_revision,
+            max_mod: request.max_mod_revision,
+            min_create: request.min_create_revision,
+            max_create: request.max_create_revision,
+        },
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+    })
+}
+
+/// A write.
+pub fn put(request: pb::PutRequest) -> Result<Put, Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Error::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Error::LeaseProvided);
+    }
+    Ok(Put {
+        key: request.key,
+        value: request.value,
+        lease: request.lease,
+        prev_kv: request.prev_kv,
+        ignore_value: request.ignore_value,
+        ignore_lease: request.ignore_lease,
+    })
+}
+
+/// A delete.
+pub fn delete_range(request: pb::DeleteRangeRequest) -> Result<DeleteRange, Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    Ok(DeleteRange {
+        range: KeyRange::from_wire(request.key, request.range_end),
+        prev_kv: request.prev_kv,
+    })
+}
+
+/// A txn, with at most `ops_max` guards and operations a branch, those of the nested txns on the
+/// way counted in.
+pub fn txn(request: pb::TxnRequest, ops_max: usize) -> Result<Txn, Error> {
+    let txn = txn_unless_overlapping(request, ops_max)?;
+    overlap::check(&txn)?;
+    Ok(txn)
+}
+
+fn txn_unless_overlapping(request: pb::TxnRequest, ops_max: usize) -> Result<Txn, Error> {
+    let lists = [
+        request.compare.len(),
+        request.success.len(),
+        request.failure.len(),
+    ];
+    let longest = lists.into_iter().max().unwrap_or(0);
+    let nested_max = ops_max.checked_sub(longest).ok_or(Error::TooManyOps)?;
+    if request.compare.iter().any(|guard| guard.key.is_empty()) {
+        return Err(Error::EmptyKey);
+    }
+    let ops = |ops: Vec<pb::RequestOp>| {
+        let ops = ops.into_iter().map(|op| op_of(op, nested_max));
+        ops.collect::<Result<Vec<_>, _>>()
+    };
+    Ok(Txn {
+        compare: request.compare.into_iter().map(compare).collect(),
+        success: ops(request.success)?,
+        failure: ops(request.failure)?,
+    })
+}
+
+fn op_of(op: pb::RequestOp, ops_max: usize) -> Result<Op, Error> {
+    Ok(match op.request {
+        Some(Request::RequestRange(request)) => Op::Range(range(request)?),
+        Some(Request::RequestPut(request)) => Op::Put(put(request)?),
+        Some(Request::RequestDeleteRange(request)) => Op::DeleteRange(delete_range(request)?),
+        Some(Request::RequestTxn(request)) => Op::Txn(txn_unless_overlapping(request, ops_max)?),
+        None => return Err(Error::KeyNotFound),
+    })
+}
+
+/// A guard. The operand is that of the target; where another is given, or none, it is 0 or empty.
+fn compare(guard: pb::Compare) -> Compare {
+    let relation = match CompareResult::try_from(guard.result) {
+        Ok(CompareResult::Equal) => Relation::Equal,
+        Ok(CompareResult::Greater) => Relation::Greater,
+        Ok(CompareResult::Less) => Relation::Less,
+        Ok(CompareResult::NotEqual) => Relation::NotEqual,
+        Err(_) => Relation::Unknown,
+    };
+    let operand = match (CompareTarget::try_from(guard.target), guard.target_union) {
+        (Ok(CompareTarget::Version), Some(TargetUnion::Version(n))) => Operand::Version(n),
+        (Ok(CompareTarget::Version), _) => Operand::Version(0),
+        (Ok(CompareTarget::Create), Some(TargetUnion::CreateRevision(n))) => Operand::Create(n),
+        (Ok(CompareTarget::Create), _) => Operand::Create(0),
+        (Ok(CompareTarget::Mod), Some(TargetUnion::ModRevision(n))) => Operand::Mod(n),
+        (Ok(CompareTarget::Mod), _) => Operand::Mod(0),
+        (Ok(CompareTarget::Value), Some(TargetUnion::Value(value))) => Operand::Value(value),
+        (Ok(CompareTarget::Value), _) => Operand::Value(Default::default()),
+        (Ok(CompareTarget::Lease), Some(TargetUnion::Lease(n))) => Operand::Lease(n),
+        (Ok(CompareTarget::Lease), _) => Operand::Lease(0),
+        (Err(_), _) => Operand::Unknown,
+    };
+    Compare {
+        range: KeyRange::from_wire(guard.key, guard.range_end),
+        relation,
+        operand,
+    }
+}
+
+/// A pair.
+pub fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
+    mvccpb::KeyValue {
+        key: kv.key,
+        create_revision: kv.create as i64,
+        mod_revision: kv.modified as i64,
+        version: kv.version as i64,
+        value: kv.value,
+        lease: kv.lease,
+    }
+}
+
+/// The answer to a read.
+pub fn ranged(ranged: Ranged, header: pb::ResponseHeader) -> pb::RangeResponse {
+    pb::RangeResponse {
+        header: Some(header),
+        kvs: ranged.kvs.into_iter().map(key_value).collect(),
+        more: ranged.more,
+        count: ranged.count as i64,
+    }
+}
+
+/// The answer to a write.
+pub fn written(written: Written, header: pb::ResponseHeader) -> pb::PutResponse {
+    pb::PutResponse {
+        header: Some(header),
+        prev_kv: written.prev_kv.map(key_value),
+    }
+}
+
+/// The answer to a delete.
+pub fn deleted(deleted: Deleted, header: pb::ResponseHeader) -> pb::DeleteRangeResponse {
+    pb::DeleteRangeResponse {
+        header: Some(header),
+        deleted: deleted.deleted as i64,
+        prev_kvs: deleted.prev_kvs.into_iter().map(key_value).collect(),
+    }
+}
+
+/// The answer to a txn. Within it headers name a revision only, and that of a nested txn is empty
+/// (as etcd: script `txn_headers`).
+pub fn decided(decided: Decided, header: pb::ResponseHeader) -> pb::TxnResponse {
+    let only = |revision: u64| pb::ResponseHeader {
+        revision: revision as i64,
+        ..Default::default()
+    };
+    let answer = |answer: OpAnswer| match answer {
+        OpAnswer::Range(answer) => {
+            let header = only(answer.revision);
+            Response::ResponseRange(ranged(answer, header))
+        }
+        OpAnswer::Put(answer) => {
+            let header = only(answer.revision);
+            Response::ResponsePut(written(answer, header))
+        }
+        OpAnswer::DeleteRange(answer) => {
+            let header = only(answer.revision);
+            Response::ResponseDeleteRange(deleted(answer, header))
+        }
+        OpAnswer::Txn(answer) => {
+            let empty = pb::ResponseHeader::default();
+            Response::ResponseTxn(self::decided(answer, empty))
+        }
+    };
+    let responses = decided.answers.into_iter().map(|op| pb::ResponseOp {
+        response: Some(answer(op)),
+    });
+    pb::TxnResponse {
+        header: Some(header),
+        succeeded: decided.succeeded,
+        responses: responses.collect(),
+    }
+}

@@ -1,0 +1,112 @@
+//! The Maintenance service, as far as it is built.
+
+use std::sync::Arc;
+
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+
+use super::Context;
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::maintenance_server::Maintenance;
+
+/// The etcd that we are to our clients.
+pub const ETCD_VERSION: &str = "3.7.3";
+
+/// The version of etcd's data format that goes with it; its patch is always 0.
+const STORAGE_VERSION: &str = "3.7.0";
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct MaintenanceService(pub Arc<Context>);
+
+fn not_built<T>(method: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!(
+        "{method} is not supported yet"
+    )))
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn status(
+        &self,
+        _: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        let view = self.0.engine.view();
+        let header = self.0.header(view.revision);
+        let size = self.0.data_bytes() as i64;
+        Ok(Response::new(pb::StatusResponse {
+            version: ETCD_VERSION.into(),
+            db_size: size,
+            db_size_in_use: size,
+            leader: header.member_id,
+            raft_index: view.index,
+            raft_applied_index: view.index,
+            raft_term: header.raft_term,
+            errors: Vec::new(),
+            is_learner: false,
+            storage_version: STORAGE_VERSION.into(),
+            db_size_quota: self.0.quota_reported(),
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+            header: Some(header),
+        }))
+    }
+
+    /// There is none to list, and none can be raised yet.
+    async fn alarm(
+        &self,
+        request: Request<pb::AlarmRequest>,
+    ) -> Result<Response<pb::AlarmResponse>, Status> {
+        if request.into_inner().action() != pb::alarm_request::AlarmAction::Get {
+            return not_built("raising or clearing an alarm");
+        }
+        let revision = self.0.engine.view().revision;
+        Ok(Response::new(pb::AlarmResponse {
+            header: Some(self.0.header(revision)),
+            alarms: Vec::new(),
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        _: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        not_built("Defragment")
+    }
+
+    async fn hash(
+        &self,
+        _: Request<pb::HashRequest>,
+    ) -> Result<Response<pb::HashResponse>, Status> {
+        not_built("Hash")
+    }
+
+    async fn hash_kv(
+        &self,
+        _: Request<pb::HashKvRequest>,
+    ) -> Result<Response<pb::HashKvResponse>, Status> {
+        not_built("HashKV")
+    }
+
+    type SnapshotStream = Empty<Result<pb::SnapshotResponse, Status>>;
+
+    async fn snapshot(
+        &self,
+        _: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        not_built("Snapshot")
+    }
+
+    async fn move_leader(
+        &self,
+        _: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        not_built("MoveLeader")
+    }
+
+    async fn downgrade(
+        &self,
+        _: Request<pb::DowngradeRequest>,
+    ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        not_built("Downgrade")
+    }
+}

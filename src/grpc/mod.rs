@@ -1,0 +1,91 @@
+//! etcd's gRPC services. Each method translates, calls the engine once, translates back.
+
+pub mod cluster;
+pub mod convert;
+pub mod kv;
+pub mod maintenance;
+mod range_stream;
+pub mod status;
+
+use std::sync::Arc;
+
+use crate::engine::Engine;
+use crate::mvcc::Error;
+use crate::proto::etcdserverpb as pb;
+
+/// What the services share.
+#[derive(Debug)]
+pub struct Context {
+    /// The store's engine.
+    pub engine: Arc<Engine>,
+    /// Most guards and operations of a txn.
+    pub txn_ops_max: usize,
+    /// Most bytes of a request that is logged.
+    pub request_bytes_max: usize,
+    /// Most bytes of data; below 0 is no quota, 0 is etcd's default.
+    pub quota_bytes: i64,
+    /// The member's name.
+    pub name: String,
+    /// URLs offered to clients.
+    pub client_urls: Vec<String>,
+}
+
+/// etcd's quota where none is set.
+const QUOTA_BYTES_DEFAULT: i64 = 2 << 30;
+
+/// What an empty store reports as its size: that of an empty etcd, five pages.
+const EMPTY_BYTES: u64 = 20_480;
+
+/// Bytes that etcd wraps around a request in its log; a request may be that much smaller than the
+/// limit, give or take the one byte by which etcd's own varies.
+const ENVELOPE_BYTES: usize = 18;
+
+impl Context {
+    /// A header with all four fields.
+    pub fn header(&self, revision: u64) -> pb::ResponseHeader {
+        let identity = self.engine.identity();
+        pb::ResponseHeader {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+            revision: revision as i64,
+            raft_term: self.engine.term(),
+        }
+    }
+
+    /// The quota in force; `None` is no quota.
+    pub fn quota(&self) -> Option<u64> {
+        match self.quota_bytes {
+            0 => Some(QUOTA_BYTES_DEFAULT as u64),
+            set => u64::try_from(set).ok(),
+        }
+    }
+
+    /// The quota as Status reports it.
+    pub fn quota_reported(&self) -> i64 {
+        match self.quota_bytes {
+            0 => QUOTA_BYTES_DEFAULT,
+            set => set,
+        }
+    }
+
+    /// Size of the data, in bytes: our own sum over all rows, since files grow by doubling.
+    pub fn data_bytes(&self) -> u64 {
+        EMPTY_BYTES + self.engine.view().data_bytes()
+    }
+
+    /// Refuses what would pass the quota. What adds nothing always passes.
+    pub fn check_quota(&self, cost: u64) -> Result<(), Error> {
+        match self.quota() {
+            Some(quota) if cost > 0 && self.data_bytes() + cost >= quota => Err(Error::NoSpace),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a request that etcd's log would not take.
+    pub fn check_size(&self, encoded_len: usize) -> Result<(), Error> {
+        if encoded_len + ENVELOPE_BYTES > self.request_bytes_max {
+            return Err(Error::RequestTooLarge);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! Errors on the wire: gRPC's code and etcd's exact words, which clients compare.
+
+use tonic::{Code, Status};
+
+use crate::mvcc::Error;
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        let (code, text) = match error {
+            Error::Compacted => (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            Error::FutureRevision => (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision is a future revision",
+            ),
+            Error::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found"),
+            Error::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found"),
+            Error::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
+            Error::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
+            Error::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
+            Error::TooManyOps => (
+                Code::InvalidArgument,
+                "etcdserver: too many operations in txn request",
+            ),
+            Error::DuplicateKey => (
+                Code::InvalidArgument,
+                "etcdserver: duplicate key given in txn request",
+            ),
+            Error::InvalidSortOption => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Error::RequestTooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
+            Error::NoSpace => (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
+            Error::Stopped | Error::Storage(_) => (Code::Unavailable, "etcdserver: server stopped"),
+        };
+        Status::new(code, text)
+    }
+}

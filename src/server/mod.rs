@@ -1,0 +1,289 @@
+//! The server: starts each part in order, and stops it in order. It decides nothing.
+//!
+//! ```text
+//! listeners bound ─► data folder taken ─► store opened ─► network threads ─► ready
+//! signal ─► connections drained ─► store settled ─► end
+//! ```
+//! The first network thread is the caller's; each has a runtime of its own.
+
+pub mod check;
+pub mod connection;
+pub mod data_dir;
+pub mod dispatch;
+pub mod logging;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use self::connection::{Bound, Serving, bind};
+use self::data_dir::DataDir;
+use self::dispatch::Services;
+use crate::clock::Clock;
+use crate::config::{Config, ListenAddress, Refusal};
+use crate::engine::{Engine, READ_THREADS, replies};
+use crate::grpc::Context;
+use crate::storage;
+use crate::storage::store::{Identity, Settings};
+
+/// Why the server did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The flags do not fit what there is.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A listener could not be had.
+    #[error("cannot listen on {url}: {cause}")]
+    Listen {
+        /// As given.
+        url: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// A folder could not be had.
+    #[error("cannot use {}: {cause}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Another process has the folder.
+    #[error("{} is in use by another process", path.display())]
+    InUse {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The folder holds files that we did not put there.
+    #[error(
+        "{} is not a data directory of MetaStore: it holds {}",
+        path.display(),
+        found.display()
+    )]
+    ForeignFolder {
+        /// Which.
+        path: PathBuf,
+        /// One of the files.
+        found: PathBuf,
+    },
+    /// The folder is that of an etcd.
+    #[error(
+        "{} is the data directory of an etcd, which cannot be imported yet: choose another",
+        path.display()
+    )]
+    EtcdsFolder {
+        /// Which.
+        path: PathBuf,
+    },
+    /// There is nothing to check.
+    #[error("{} holds no store", path.display())]
+    NoStore {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The check has found something.
+    #[error("{} is damaged: {finding}", path.display())]
+    Unsound {
+        /// The data folder.
+        path: PathBuf,
+        /// What.
+        finding: storage::check::Finding,
+    },
+    /// The store could not be opened, or has failed.
+    #[error("{}: {cause}", path.display())]
+    Store {
+        /// The data folder.
+        path: PathBuf,
+        /// Why.
+        cause: storage::Error,
+    },
+    /// The disk failed while the server ran.
+    #[error("the store has failed: {0}")]
+    Failed(String),
+    /// The runtime could not be made.
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+    /// Reflection could not read our own descriptors.
+    #[error("cannot serve reflection: {0}")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// How a server ended that was told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By SIGTERM.
+    Terminated,
+    /// By SIGINT.
+    Interrupted,
+}
+
+/// Serves until a signal ends it. Blocks.
+pub fn run(config: &Config) -> Result<Ended, Error> {
+    for notice in &config.notices {
+        info!("{notice}");
+    }
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let threads = config.network_threads;
+    let mut listeners: Vec<Vec<Bound>> = Vec::new();
+    for thread in 0..threads {
+        let mut bound = Vec::new();
+        for url in &config.listen_client_urls {
+            // A socket file has one listener only.
+            if thread == 0 || !matches!(url.address, ListenAddress::Unix(_)) {
+                bound.extend(bind(url, threads > 1)?);
+            }
+        }
+        listeners.push(bound);
+    }
+    if !data_dir::has_store(&config.data_dir) {
+        config.check_bootstrap()?;
+    }
+    let folders = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
+    let engine = Arc::new(open_engine(config, &folders)?);
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(config, Arc::clone(&engine), listeners));
+    // Reads that still run on threads of their own have nobody to answer to.
+    runtime.shutdown_background();
+    info!("closing the store");
+    engine.stop();
+    info!("closed the store");
+    ended
+}
+
+fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
+    let settings = Settings {
+        data: Arc::clone(&folders.data),
+        log: Arc::clone(&folders.log),
+        cache_bytes: config.cache_bytes as usize,
+        flush_bytes: config.flush_bytes as usize,
+        segment_bytes: config.log_segment_bytes,
+        reserve_bytes: config.disk_reserve_bytes,
+    };
+    let identity = Identity {
+        cluster_id: config.cluster_id(),
+        member_id: config.member_id(),
+        peer_urls: config.initial_advertise_peer_urls.clone(),
+    };
+    let begun = Clock::System.monotonic_millis();
+    let engine = Engine::open(&settings, identity, Clock::System);
+    let engine = engine.map_err(|cause| Error::Store {
+        path: config.data_dir.clone(),
+        cause,
+    })?;
+    let took_millis = Clock::System.monotonic_millis() - begun;
+    let revision = engine.view().revision;
+    info!(took_millis, revision, "opened the store");
+    Ok(engine)
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(READ_THREADS)
+        .build()
+}
+
+async fn serve(
+    config: &Config,
+    engine: Arc<Engine>,
+    listeners: Vec<Vec<Bound>>,
+) -> Result<Ended, Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // As etcd, these do not end us.
+    let _ignored = [
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+    ];
+    let context = Arc::new(Context {
+        engine: Arc::clone(&engine),
+        txn_ops_max: config.max_txn_ops,
+        request_bytes_max: config.max_request_bytes,
+        quota_bytes: config.quota_backend_bytes,
+        name: config.name.clone(),
+        client_urls: config.advertise_client_urls.clone(),
+    });
+    let (stop, stopping) = watch::channel(false);
+    let serving = Serving {
+        services: Services::new(context).await?,
+        streams_max: Some(config.max_concurrent_streams).filter(|max| *max != u32::MAX),
+        stopping,
+        connections: TaskTracker::new(),
+    };
+    let mut threads = Vec::new();
+    let mut listeners = listeners.into_iter();
+    let ours = listeners.next().unwrap_or_default();
+    for (number, bound) in listeners.enumerate() {
+        let serving = serving.clone();
+        let runtime = runtime()?;
+        let name = format!("network {}", number + 1);
+        threads.push(thread::Builder::new().name(name).spawn(move || {
+            runtime.block_on(drain(serving, bound));
+            runtime.shutdown_background();
+        })?);
+    }
+    let drained = tokio::spawn(drain(serving, ours));
+    for url in &config.listen_client_urls {
+        info!(
+            traffic = "grpc",
+            address = url.text,
+            "serving client traffic insecurely; this is strongly discouraged!"
+        );
+    }
+    let member_id = format!("{:x}", engine.identity().member_id);
+    let cluster_id = format!("{:x}", engine.identity().cluster_id);
+    info!(member_id, cluster_id, "ready to serve client requests");
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ended::Terminated,
+        _ = interrupt.recv() => Ended::Interrupted,
+        reason = engine.failed() => return Err(Error::Failed(reason)),
+    };
+    info!(signal = ?ended, "received signal; shutting down");
+    stop.send_replace(true);
+    // As in etcd: calls under way get this long to end.
+    let patience = Duration::from_secs(5) + 2 * config.election_timeout;
+    let all = async {
+        // It only fails if it panicked.
+        let _ = drained.await;
+        let joined = threads.into_iter().map(|thread| thread.join().is_ok());
+        tokio::task::spawn_blocking(move || joined.count()).await
+    };
+    if tokio::time::timeout(patience, all).await.is_err() {
+        warn!("calls are still under way; ending all the same");
+    }
+    Ok(ended)
+}
+
+/// One network thread's work: accepts and serves until the server stops and all calls have ended.
+async fn drain(serving: Serving, listeners: Vec<Bound>) {
+    let attending = tokio::spawn(replies::attend());
+    // Counted by thread, so that each waits for its own.
+    let serving = Serving {
+        connections: TaskTracker::new(),
+        ..serving
+    };
+    let accepting = TaskTracker::new();
+    for bound in listeners {
+        let serving = serving.clone();
+        accepting.spawn(async move {
+            if let Err(error) = serving.accept(bound).await {
+                warn!(%error, "a listener has ended");
+            }
+        });
+    }
+    accepting.close();
+    accepting.wait().await;
+    serving.connections.close();
+    serving.connections.wait().await;
+    attending.abort();
+}

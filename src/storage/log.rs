@@ -1,0 +1,541 @@
+//! The log: what was decided and may not yet be in the tables.
+//!
+//! Segments of fixed size, allocated whole before they are used, named by their number. The unit
+//! is the *batch*: all that shared one sync. Batch n+1 is written only after batch n is synced, so
+//! of all batches only the last can be torn.
+//! ```text
+//! segment   magic 8 | format u32 | crc u32 | number u64 | zeros 8         the header, 32 bytes
+//! batch     len u32 | crc u32 | batch number u64 | index u64 | rows, len bytes | zeros to 8
+//! ```
+//! Numbers are little-endian. Each CRC-32C covers all of its unit but itself, begins with the
+//! segment's number, and so refuses what a reused block of the disk still holds of another segment.
+//! A batch never spans segments: one that does not fit the rest of a segment begins the next,
+//! which is made larger if it must be.
+//!
+//! Reading, a bad batch with a good one of a later number behind it is damage, and an error. Any
+//! other is a torn tail, was never answered, and is cut off.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Damaged;
+use super::disk::{Disk, DiskFile, is_full};
+
+const MAGIC: &[u8; 8] = b"METALOG\n";
+const FORMAT: u32 = 1;
+const HEADER_BYTES: usize = 32;
+const FRAME_BYTES: usize = 24;
+const ALIGN: usize = 8;
+const SUFFIX: &str = ".log";
+
+/// Bytes that a segment is read by, while they hold anything but zeros.
+const READ_BYTES: usize = 1 << 20;
+
+/// Capacity of the write buffer that is kept from batch to batch.
+const KEPT_BYTES: usize = 4 << 20;
+
+/// How the log is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Size of a segment, in bytes.
+    pub segment_bytes: u64,
+}
+
+/// One batch, as it was appended.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// One more than that of the batch before.
+    pub number: u64,
+    /// The last command of the batch.
+    pub index: u64,
+    /// Its rows.
+    pub rows: &'a [u8],
+}
+
+/// Why the log could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No room for a segment. The log is as it was.
+    #[error("the disk is full")]
+    NoSpace,
+    /// The log holds what was never written.
+    #[error("the log is damaged: {file} at byte {offset}: {what}")]
+    Damaged {
+        /// The segment's file.
+        file: String,
+        /// Where in it.
+        offset: u64,
+        /// What was found.
+        what: &'static str,
+    },
+    /// A newer program wrote it.
+    #[error("{file} is in format {found} of the log, and this program knows only up to {FORMAT}")]
+    Newer {
+        /// The segment's file.
+        file: String,
+        /// Its format.
+        found: u32,
+    },
+    /// A batch is whole, and yet no store would have written it.
+    #[error(transparent)]
+    Rows(#[from] Damaged),
+    /// The disk failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What reading found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// The number of the last whole batch; that of `applied` if there is none.
+    pub last_batch: u64,
+    /// Bytes behind it that are not zero.
+    pub torn_bytes: u64,
+}
+
+/// The log, as its one writer has it.
+#[derive(Debug)]
+pub struct Log {
+    disk: Arc<dyn Disk>,
+    settings: Settings,
+    segments: Segments,
+    current: Segment,
+    last_batch: u64,
+    frame: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    number: u64,
+    file: Arc<dyn DiskFile>,
+    size: u64,
+    end: u64,
+}
+
+/// The segments that are full, or were before the start; shared with who cuts them.
+#[derive(Debug, Clone)]
+pub struct Segments {
+    disk: Arc<dyn Disk>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    past: Vec<Past>,
+    current_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Past {
+    number: u64,
+    bytes: u64,
+    last_batch: u64,
+}
+
+/// Whether `name` is that of a segment.
+pub fn is_segment(name: &str) -> bool {
+    number_of(name).is_some()
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    (digits.len() == 16)
+        .then(|| u64::from_str_radix(digits, 16).ok())
+        .flatten()
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:016x}{SUFFIX}")
+}
+
+impl Log {
+    /// Opens the log: hands each batch behind `applied` to `replay`, in order, cuts a torn tail
+    /// off, and begins a new segment.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        settings: Settings,
+        applied: u64,
+        replay: &mut dyn FnMut(Batch<'_>) -> Result<(), Error>,
+    ) -> Result<Log, Error> {
+        let Found {
+            past,
+            summary,
+            tail,
+        } = read_all(disk.as_ref(), applied, replay)?;
+        match tail {
+            // What was never answered must not look like damage once good batches follow.
+            Some(Tail::Cut { number, at }) => {
+                let file = disk.open(&file_name(number))?;
+                file.set_len(at)?;
+                file.sync()?;
+            }
+            Some(Tail::NoSegment { number }) => disk.remove(&file_name(number))?,
+            None => {}
+        }
+        let number = past.last().map_or(1, |past| past.number + 1);
+        let segments = Segments {
+            disk: Arc::clone(&disk),
+            inner: Arc::new(Mutex::new(Inner {
+                past,
+                current_bytes: 0,
+            })),
+        };
+        let current = begin(disk.as_ref(), number, settings.segment_bytes)?;
+        segments.inner().current_bytes = current.size;
+        Ok(Log {
+            disk,
+            settings,
+            segments,
+            current,
+            last_batch: summary.last_batch,
+            frame: Vec::new(),
+        })
+    }
+
+    /// Hands each batch behind `applied` to `visit`, in order, and changes nothing.
+    pub fn read(
+        disk: &dyn Disk,
+        applied: u64,
+        visit: &mut dyn FnMut(Batch<'_>) -> Result<(), Error>,
+    ) -> Result<Summary, Error> {
+        Ok(read_all(disk, applied, visit)?.summary)
+    }
+
+    /// Appends a batch whose last command is `index`, and syncs it; answers its number. After
+    /// [`Error::NoSpace`] the log is as before; any other error is the end.
+    pub fn append(&mut self, index: u64, rows: &[u8]) -> Result<u64, Error> {
+        let number = self.last_batch + 1;
+        let length = frame_len(rows.len()) as u64;
+        if self.current.size - self.current.end < length {
+            self.roll(length)?;
+        }
+        encode_frame(&mut self.frame, self.current.number, number, index, rows);
+        self.current.file.write_at(&self.frame, self.current.end)?;
+        self.current.file.sync()?;
+        self.current.end += length;
+        self.last_batch = number;
+        self.frame.clear();
+        self.frame.shrink_to(KEPT_BYTES);
+        Ok(number)
+    }
+
+    /// Begins a segment with room for `length` bytes.
+    fn roll(&mut self, length: u64) -> Result<(), Error> {
+        let number = self.current.number + 1;
+        let size = self
+            .settings
+            .segment_bytes
+            .max(HEADER_BYTES as u64 + length);
+        let next = begin(self.disk.as_ref(), number, size)?;
+        let full = std::mem::replace(&mut self.current, next);
+        let mut inner = self.segments.inner();
+        inner.past.push(Past {
+            number: full.number,
+            bytes: full.size,
+            last_batch: self.last_batch,
+        });
+        inner.current_bytes = size;
+        Ok(())
+    }
+
+    /// A handle for the thread that cuts the log.
+    pub fn segments(&self) -> Segments {
+        self.segments.clone()
+    }
+
+    /// The number of the last batch.
+    pub fn last_batch(&self) -> u64 {
+        self.last_batch
+    }
+}
+
+impl Segments {
+    /// Removes the segments that hold no batch behind `applied`; the current one stays.
+    pub fn cut(&self, applied: u64) -> Result<(), Error> {
+        let cut = {
+            let mut inner = self.inner();
+            let keep = inner
+                .past
+                .partition_point(|past| past.last_batch <= applied);
+            inner.past.drain(..keep).collect::<Vec<_>>()
+        };
+        for past in &cut {
+            self.disk.remove(&file_name(past.number))?;
+        }
+        if !cut.is_empty() {
+            self.disk.sync_dir()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        let inner = self.inner();
+        inner.past.iter().map(|past| past.bytes).sum::<u64>() + inner.current_bytes
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a segment, whole and durable, before the first batch goes into it.
+fn begin(disk: &dyn Disk, number: u64, size: u64) -> Result<Segment, Error> {
+    let name = file_name(number);
+    let size = size.max(HEADER_BYTES as u64);
+    let made = disk.create(&name, size).and_then(|file| {
+        file.write_at(&encode_header(number), 0)?;
+        file.sync()?;
+        Ok(file)
+    });
+    match made {
+        Ok(file) => {
+            disk.sync_dir()?;
+            Ok(Segment {
+                number,
+                file,
+                size,
+                end: HEADER_BYTES as u64,
+            })
+        }
+        Err(error) if is_full(&error) => Err(Error::NoSpace),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn encode_header(number: u64) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    header[16..24].copy_from_slice(&number.to_le_bytes());
+    let crc = seeded(number, &[&header[..12], &header[16..]]);
+    header[12..16].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+fn frame_len(rows: usize) -> usize {
+    (FRAME_BYTES + rows).next_multiple_of(ALIGN)
+}
+
+fn encode_frame(out: &mut Vec<u8>, segment: u64, number: u64, index: u64, rows: &[u8]) {
+    let length = u32::try_from(rows.len()).expect("a batch is smaller than 4 GiB");
+    out.clear();
+    out.reserve(frame_len(rows.len()));
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&number.to_le_bytes());
+    out.extend_from_slice(&index.to_le_bytes());
+    out.extend_from_slice(rows);
+    let crc = seeded(segment, &[&out[..4], &out[8..]]);
+    out[4..8].copy_from_slice(&crc.to_le_bytes());
+    out.resize(frame_len(rows.len()), 0);
+}
+
+fn seeded(segment: u64, parts: &[&[u8]]) -> u32 {
+    let seed = crc32c::crc32c(&segment.to_le_bytes());
+    parts
+        .iter()
+        .fold(seed, |crc, part| crc32c::crc32c_append(crc, part))
+}
+
+/// The batch at the front of `bytes`, and the bytes it takes; `None` if none is whole there.
+fn decode_frame(bytes: &[u8], segment: u64) -> Option<(Batch<'_>, usize)> {
+    let (header, rest) = bytes.split_first_chunk::<FRAME_BYTES>()?;
+    let length = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
+    let crc = u32::from_le_bytes(header[4..8].try_into().ok()?);
+    let rows = rest.get(..length)?;
+    let number = u64::from_le_bytes(header[8..16].try_into().ok()?);
+    // A number of 0 is never given: zeros are no batch.
+    if number == 0 || seeded(segment, &[&header[..4], &header[8..], rows]) != crc {
+        return None;
+    }
+    let index = u64::from_le_bytes(header[16..].try_into().ok()?);
+    let batch = Batch {
+        number,
+        index,
+        rows,
+    };
+    Some((batch, frame_len(length)))
+}
+
+/// What a segment's first bytes say.
+enum Header {
+    Ours,
+    Newer(u32),
+    Bad,
+}
+
+fn decode_header(bytes: &[u8], number: u64) -> Header {
+    let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
+        return Header::Bad;
+    };
+    let mut ours = encode_header(number);
+    if *header == ours {
+        return Header::Ours;
+    }
+    let format = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));
+    ours[8..12].copy_from_slice(&format.to_le_bytes());
+    let crc = seeded(number, &[&ours[..12], &ours[16..]]);
+    ours[12..16].copy_from_slice(&crc.to_le_bytes());
+    if format > FORMAT && *header == ours {
+        Header::Newer(format)
+    } else {
+        Header::Bad
+    }
+}
+
+/// The whole batches at the front of a segment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// Where they end.
+    pub end: usize,
+    /// Where a whole batch of a later number lies behind that: the one at `end` is damaged.
+    pub later: Option<usize>,
+}
+
+/// Reads the batches of a segment from its bytes, header included, and hands them to `visit`.
+/// Never panics, whatever the bytes.
+pub fn scan(
+    bytes: &[u8],
+    segment: u64,
+    mut visit: impl FnMut(usize, Batch<'_>) -> Result<(), Error>,
+) -> Result<Scan, Error> {
+    let mut end = HEADER_BYTES.min(bytes.len());
+    let mut last = 0;
+    while let Some((batch, length)) = decode_frame(&bytes[end..], segment) {
+        last = batch.number;
+        visit(end, batch)?;
+        end = (end + length).min(bytes.len());
+    }
+    let later = (end + ALIGN..bytes.len()).step_by(ALIGN).find(|at| {
+        decode_frame(&bytes[*at..], segment).is_some_and(|(batch, _)| batch.number > last)
+    });
+    Ok(Scan { end, later })
+}
+
+struct Found {
+    past: Vec<Past>,
+    summary: Summary,
+    tail: Option<Tail>,
+}
+
+/// What a crash left behind the last whole batch.
+enum Tail {
+    /// The segment is good up to `at`.
+    Cut { number: u64, at: u64 },
+    /// The segment was never finished.
+    NoSegment { number: u64 },
+}
+
+fn read_all(
+    disk: &dyn Disk,
+    applied: u64,
+    visit: &mut dyn FnMut(Batch<'_>) -> Result<(), Error>,
+) -> Result<Found, Error> {
+    let mut numbers: Vec<u64> = disk
+        .list()?
+        .iter()
+        .filter_map(|name| number_of(name))
+        .collect();
+    numbers.sort_unstable();
+    let mut past: Vec<Past> = Vec::new();
+    let mut last_batch = None;
+    let mut torn: Option<(u64, u64)> = None;
+    let mut torn_bytes = 0;
+    let mut tail = None;
+    for (place, &number) in numbers.iter().enumerate() {
+        let name = file_name(number);
+        let damaged = |offset: u64, what: &'static str| Error::Damaged {
+            file: name.clone(),
+            offset,
+            what,
+        };
+        let bytes = read_used(disk.open(&name)?.as_ref())?;
+        match decode_header(&bytes, number) {
+            Header::Ours => {}
+            Header::Newer(found) => return Err(Error::Newer { file: name, found }),
+            Header::Bad if place + 1 == numbers.len() => {
+                tail = Some(Tail::NoSegment { number });
+                break;
+            }
+            Header::Bad => return Err(damaged(0, "the header is not that of this segment")),
+        }
+        let found = scan(&bytes, number, |at, batch| {
+            if let Some((segment, offset)) = torn {
+                return Err(Error::Damaged {
+                    file: file_name(segment),
+                    offset,
+                    what: "a batch is damaged, and later ones are whole",
+                });
+            }
+            let expected = last_batch.map_or(batch.number.min(applied + 1), |last| last + 1);
+            if batch.number != expected {
+                return Err(damaged(at as u64, "a batch before it is missing"));
+            }
+            last_batch = Some(batch.number);
+            if batch.number > applied {
+                visit(batch)
+            } else {
+                Ok(())
+            }
+        })?;
+        if found.later.is_some() {
+            return Err(damaged(
+                found.end as u64,
+                "a batch is damaged, and later ones are whole",
+            ));
+        }
+        let rest = bytes[found.end..].iter().rposition(|byte| *byte != 0);
+        if let Some(rest) = rest {
+            torn = Some((number, found.end as u64));
+            torn_bytes = rest as u64 + 1;
+            tail = Some(Tail::Cut {
+                number,
+                at: found.end as u64,
+            });
+        }
+        past.push(Past {
+            number,
+            bytes: disk.open(&name)?.size()?,
+            last_batch: last_batch.unwrap_or(applied),
+        });
+    }
+    let last_batch = last_batch.unwrap_or(applied).max(applied);
+    Ok(Found {
+        past,
+        summary: Summary {
+            last_batch,
+            torn_bytes,
+        },
+        tail,
+    })
+}
+
+/// The bytes of a segment without the zeros at its end that were never written.
+fn read_used(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(file.size()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut bytes = Vec::new();
+    let mut zeros_from = 0;
+    while bytes.len() < size {
+        let begun = bytes.len();
+        let length = READ_BYTES.min(size - begun);
+        bytes.resize(begun + length, 0);
+        file.read_at(&mut bytes[begun..], begun as u64)?;
+        if bytes[begun..].iter().any(|byte| *byte != 0) {
+            zeros_from = bytes.len();
+        }
+    }
+    bytes.truncate(zeros_from);
+    Ok(bytes)
+}
+
+impl From<Error> for super::Error {
+    fn from(error: Error) -> super::Error {
+        match error {
+            Error::NoSpace => super::Error::NoSpace,
+            Error::Rows(damaged) => super::Error::Damaged(damaged),
+            Error::Io(error) => super::Error::Io(error),
+            error @ (Error::Damaged { .. } | Error::Newer { .. }) => super::Error::Log(error),
+        }
+    }
+}

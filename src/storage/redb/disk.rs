@@ -1,0 +1,112 @@
+//! How redb reaches the disk.
+//!
+//! redb writes a flush as one burst and syncs it at the end; the log's fdatasync would then wait
+//! behind all of it. So this backend syncs by itself whenever a few megabytes are written.
+//! It counts what it writes, remembers whether the disk was full, which redb's own error does not
+//! tell once it has latched it, and notices when a read had to wait for the disk.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::clock::Clock;
+use crate::storage::disk::{self, DiskFile};
+
+/// Unsynced bytes after which the backend syncs. Measured beside a log that syncs every put: the
+/// worst wait falls from 500–1300 ms to 31–51 ms.
+const SYNC_EVERY_BYTES: u64 = 4 << 20;
+
+/// A read that takes longer did not come from memory: a page copied from the operating system's
+/// cache takes 1–5 µs.
+const SLOW_READ_MICROS: u64 = 100;
+
+/// How long after a slow read more of them are expected.
+const COLD_MILLIS: u64 = 1000;
+
+/// What the backend saw, shared with the owner of the database.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes written since the process started.
+    pub written_bytes: AtomicU64,
+    /// Whether a write or a growth met a full disk.
+    pub full: AtomicBool,
+    /// When, on the clock, reads count as quick again.
+    cold_until_millis: AtomicU64,
+}
+
+impl Counters {
+    /// Whether a read had to wait for the disk within the last second or so.
+    pub fn is_cold(&self) -> bool {
+        let until = self.cold_until_millis.load(Ordering::Relaxed);
+        until > 0 && Clock::System.monotonic_millis() < until
+    }
+}
+
+/// redb's file on a [`disk::Disk`].
+#[derive(Debug)]
+pub struct Backend {
+    file: Arc<dyn DiskFile>,
+    counters: Arc<Counters>,
+    unsynced_bytes: AtomicU64,
+}
+
+impl Backend {
+    /// A backend over `file`. The folder's lock, not redb's, keeps other processes out.
+    pub fn new(file: Arc<dyn DiskFile>, counters: Arc<Counters>) -> Backend {
+        Backend {
+            file,
+            counters,
+            unsynced_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn watched<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result
+            && disk::is_full(error)
+        {
+            self.counters.full.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let begun = Clock::System.monotonic_micros();
+        self.file.read_at(out, offset)?;
+        let now = Clock::System.monotonic_micros();
+        if now - begun > SLOW_READ_MICROS {
+            let until = now / 1000 + COLD_MILLIS;
+            self.counters
+                .cold_until_millis
+                .store(until, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.watched(self.file.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
+        self.file.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.watched(self.file.write_at(data, offset))?;
+        let length = data.len() as u64;
+        self.counters
+            .written_bytes
+            .fetch_add(length, Ordering::Relaxed);
+        let unsynced = self.unsynced_bytes.fetch_add(length, Ordering::Relaxed) + length;
+        if unsynced >= SYNC_EVERY_BYTES {
+            self.sync_data()?;
+        }
+        Ok(())
+    }
+}

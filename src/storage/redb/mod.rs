@@ -1,0 +1,464 @@
+//! The settled state: what redb holds. The only place that names redb.
+//!
+//! ```text
+//! memtable ─► flush ─► history, index, meta      one durable txn, rows in order
+//!   floor ─► sweep ─► history, index, meta      one durable txn a slice
+//! ```
+//! What holds after every commit, and `storage::check` proves:
+//! - `history` and `index` have a row each for every version: neither has one alone.
+//! - `meta` counts their rows and bytes, and names the last batch of the log that they hold.
+//! - Rows that compaction at `meta.swept` removes are gone.
+//!
+//! One background thread writes; any thread reads, through a [`Reader`] that sees one commit.
+
+pub mod disk;
+mod error;
+pub mod meta;
+pub mod tables;
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use redb::{Cursor, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable};
+
+use self::disk::{Backend, Counters};
+use self::meta::Meta;
+use super::disk::DiskFile;
+use super::memtable::Memtable;
+use super::record::Record;
+use super::revision::Revision;
+use super::row::{HistoryRow, Version};
+use super::{Damaged, Error};
+
+/// Rows of `history` that one slice of the sweep looks at, at least; it ends with a whole txn.
+const SLICE_ROWS: usize = 200_000;
+
+/// Older versions that a read steps over before it seeks past them.
+const STEPS_MAX: usize = 8;
+
+/// Bytes that a `history` row's key takes, and an `index` row's revision.
+pub const REVISION_BYTES: usize = 12;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Database {
+    /// `None` after it could not be opened anew for want of space.
+    redb: Option<redb::Database>,
+    file: Arc<dyn DiskFile>,
+    counters: Arc<Counters>,
+    cache_bytes: usize,
+}
+
+impl Database {
+    /// Makes the tables in an empty file.
+    pub fn create(
+        file: Arc<dyn DiskFile>,
+        cache_bytes: usize,
+        meta: &Meta,
+    ) -> Result<Database, Error> {
+        let database = Database::open(file, cache_bytes)?;
+        let txn = database.begin_write()?;
+        txn.open_table(tables::HISTORY)?;
+        txn.open_table(tables::INDEX)?;
+        meta.write(&mut txn.open_table(tables::META)?)?;
+        txn.commit()?;
+        Ok(database)
+    }
+
+    /// Opens the file's tables. After a crash this is as quick as after a clean stop.
+    pub fn open(file: Arc<dyn DiskFile>, cache_bytes: usize) -> Result<Database, Error> {
+        let counters = Arc::new(Counters::default());
+        Ok(Database {
+            redb: Some(open_redb(&file, &counters, cache_bytes)?),
+            file,
+            counters,
+            cache_bytes,
+        })
+    }
+
+    /// Closes the database and opens it again: redb answers nothing more once an I/O error has
+    /// met it, a full disk included. Readers of before get [`Error::Closed`], and so does every
+    /// call until opening succeeds.
+    pub fn reopen(&mut self) -> Result<(), Error> {
+        // What it did not commit is lost with it: the memtable and the log still hold that.
+        self.redb = None;
+        self.counters.full.store(false, Ordering::Relaxed);
+        self.redb = Some(open_redb(&self.file, &self.counters, self.cache_bytes)?);
+        Ok(())
+    }
+
+    fn redb(&self) -> Result<&redb::Database, Error> {
+        self.redb.as_ref().ok_or(Error::Closed)
+    }
+
+    /// Whether the last failure was a full disk.
+    pub fn met_full_disk(&self) -> bool {
+        self.counters.full.load(Ordering::Relaxed)
+    }
+
+    /// Bytes written to the file since the process started.
+    pub fn written_bytes(&self) -> u64 {
+        self.counters.written_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The last commit, to read from.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let txn = self.redb()?.begin_read()?;
+        Ok(Reader {
+            meta: Meta::read(&txn.open_table(tables::META)?)?,
+            counters: Arc::clone(&self.counters),
+            history: txn.open_table(tables::HISTORY)?,
+            index: txn.open_table(tables::INDEX)?,
+        })
+    }
+
+    /// Changes what `meta` says, and nothing else.
+    pub fn update_meta(&self, change: impl FnOnce(&mut Meta)) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        {
+            let mut table = txn.open_table(tables::META)?;
+            let mut meta = Meta::read(&table)?;
+            change(&mut meta);
+            meta.write(&mut table)?;
+        }
+        Ok(txn.commit()?)
+    }
+
+    /// Moves all of `memtable` into the tables, and takes from `upto` how far the log, revision,
+    /// floor and term had come when it was sealed.
+    pub fn flush(&self, memtable: &Memtable, upto: &Progress) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        {
+            let mut table = txn.open_table(tables::META)?;
+            let mut meta = Meta::read(&table)?;
+            assert!(upto.batch >= meta.applied_batch, "the log runs on");
+            assert!(upto.revision >= meta.revision, "history runs on");
+            meta.applied_batch = upto.batch;
+            meta.applied_index = upto.index;
+            meta.revision = upto.revision;
+            meta.floor = upto.floor;
+            meta.term = upto.term;
+
+            let mut history = txn.open_table(tables::HISTORY)?;
+            let mut value = Vec::new();
+            let mut place = 0;
+            loop {
+                let written = memtable.with_run(place, |run| -> Result<usize, Error> {
+                    for change in run {
+                        value.clear();
+                        change.history_row().encode(&mut value);
+                        let at = change.version.revision;
+                        history.insert((at.main, at.sub), &value[..])?;
+                        meta.history_bytes += (REVISION_BYTES + value.len()) as u64;
+                    }
+                    Ok(run.len())
+                })?;
+                if written == 0 {
+                    break;
+                }
+                place += written;
+            }
+            meta.rows += place as u64;
+
+            let mut index = txn.open_table(tables::INDEX)?;
+            memtable.for_each_by_key(|key, version| -> Result<(), Error> {
+                let value = version.encode();
+                let at = version.revision.encode_descending();
+                index.insert((key, &at), &value[..])?;
+                meta.index_bytes += (key.len() + REVISION_BYTES + value.len()) as u64;
+                Ok(())
+            })?;
+            meta.write(&mut table)?;
+        }
+        Ok(txn.commit()?)
+    }
+
+    /// Removes a slice of what compaction at the floor removes; `false` once nothing is left.
+    ///
+    /// Walks history from where the last slice ended, that txn included, up to the floor. A change
+    /// supersedes at most one older version of its key, since what that one superseded is gone;
+    /// a tombstone below the floor goes too, one at the floor stays until the next compaction (as
+    /// etcd: script `compact`). So the work is that of the changes in between, not of the keys.
+    pub fn sweep_slice(&self) -> Result<bool, Error> {
+        let reader = self.reader()?;
+        let floor = reader.meta.floor.unwrap_or(0);
+        if reader.meta.swept >= floor {
+            return Ok(false);
+        }
+        let Slice { victims, swept } = reader.slice(floor)?;
+        let txn = self.begin_write()?;
+        {
+            let mut table = txn.open_table(tables::META)?;
+            let mut meta = Meta::read(&table)?;
+            let mut index = txn.open_table(tables::INDEX)?;
+            let mut history = txn.open_table(tables::HISTORY)?;
+            for (key, at) in victims.iter() {
+                let value = index.remove((&key[..], &at.encode_descending()))?;
+                let value = value.ok_or(Damaged("the index lacks a version"))?;
+                let bytes = key.len() + REVISION_BYTES + value.value().len();
+                meta.index_bytes -= bytes as u64;
+            }
+            let mut in_order: Vec<Revision> = victims.iter().map(|(_, at)| *at).collect();
+            in_order.sort_unstable();
+            for at in in_order {
+                let value = history.remove((at.main, at.sub))?;
+                let value = value.ok_or(Damaged("history lacks a version of the index"))?;
+                meta.history_bytes -= (REVISION_BYTES + value.value().len()) as u64;
+            }
+            meta.rows -= victims.len() as u64;
+            meta.swept = swept;
+            meta.write(&mut table)?;
+        }
+        txn.commit()?;
+        Ok(swept < floor)
+    }
+
+    /// Every commit is durable, and saves what a quick start after a crash needs.
+    fn begin_write(&self) -> Result<redb::WriteTransaction, Error> {
+        let mut txn = self.redb()?.begin_write()?;
+        txn.set_durability(Durability::Immediate)
+            .expect("no savepoint forbids durability");
+        txn.set_quick_repair(true);
+        Ok(txn)
+    }
+}
+
+fn open_redb(
+    file: &Arc<dyn DiskFile>,
+    counters: &Arc<Counters>,
+    cache_bytes: usize,
+) -> Result<redb::Database, Error> {
+    let backend = Backend::new(Arc::clone(file), Arc::clone(counters));
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(cache_bytes);
+    Ok(builder.create_with_backend(backend)?)
+}
+
+/// How far the log had come when a memtable was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The last batch.
+    pub batch: u64,
+    /// The last command: etcd's raft index.
+    pub index: u64,
+    /// The newest revision.
+    pub revision: u64,
+    /// Where history begins; `None` before the first compaction.
+    pub floor: Option<u64>,
+    /// How often the server has started.
+    pub term: u64,
+}
+
+impl Progress {
+    /// How far the tables have come.
+    pub fn of(meta: &Meta) -> Progress {
+        Progress {
+            batch: meta.applied_batch,
+            index: meta.applied_index,
+            revision: meta.revision,
+            floor: meta.floor,
+            term: meta.term,
+        }
+    }
+}
+
+/// What one slice of the sweep removes: key and revision, in the order of `index`.
+struct Slice {
+    victims: BTreeSet<(Vec<u8>, Revision)>,
+    swept: u64,
+}
+
+/// One commit, read by any number of threads.
+#[derive(Debug)]
+pub struct Reader {
+    /// What `meta` said.
+    pub meta: Meta,
+    counters: Arc<Counters>,
+    history: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    index: ReadOnlyTable<(&'static [u8], &'static [u8; 12]), &'static [u8]>,
+}
+
+type IndexCursor<'a> = Cursor<'a, (&'static [u8], &'static [u8; 12]), &'static [u8]>;
+
+impl Reader {
+    /// Whether reads have lately had to wait for the disk.
+    pub fn is_cold(&self) -> bool {
+        self.counters.is_cold()
+    }
+
+    /// The newest version of `key` at or before revision `main`.
+    pub fn newest(&self, key: &[u8], main: u64) -> Result<Option<Version>, Error> {
+        self.version_from(key, Revision::last_of(main))
+    }
+
+    /// The newest version of `key` at or before `at`.
+    fn version_from(&self, key: &[u8], at: Revision) -> Result<Option<Version>, Error> {
+        let mut cursor = self.seek(key, at)?;
+        let Some((found, value)) = cursor.next()? else {
+            return Ok(None);
+        };
+        let (found, at) = found.value();
+        if found != key {
+            return Ok(None);
+        }
+        Ok(Some(Version::decode(
+            Revision::decode_descending(at),
+            value.value(),
+        )?))
+    }
+
+    fn seek(&self, key: &[u8], at: Revision) -> Result<IndexCursor<'_>, Error> {
+        let at = at.encode_descending();
+        Ok(self.index.lower_bound(Bound::Included((key, &at)))?)
+    }
+
+    /// The version record of the change at `at`, in an allocation of its own.
+    pub fn record(&self, at: Revision) -> Result<Bytes, Error> {
+        let row = self.history.get((at.main, at.sub))?;
+        let row = row.ok_or(Damaged("history lacks a version of the index"))?;
+        Ok(Bytes::copy_from_slice(
+            HistoryRow::decode(row.value())?.record,
+        ))
+    }
+
+    /// Walks the keys within `bounds` that have a version at or before `main`, in order.
+    pub fn keys<'a>(
+        &'a self,
+        (start, end): (Bound<&[u8]>, Bound<&'a [u8]>),
+        main: u64,
+    ) -> Result<Keys<'a>, Error> {
+        let cursor = match start {
+            Bound::Included(key) => self.seek(key, Revision::last_of(u64::MAX))?,
+            Bound::Excluded(key) => self.seek(key, Revision { main: 0, sub: 0 })?,
+            Bound::Unbounded => self
+                .index
+                .lower_bound(Bound::<(&[u8], &[u8; 12])>::Unbounded)?,
+        };
+        Ok(Keys {
+            reader: self,
+            cursor,
+            end,
+            at: Revision::last_of(main),
+            key: Vec::new(),
+        })
+    }
+
+    /// Visits the rows of `history` in order, until `visit` says `false`.
+    pub fn for_each_history(
+        &self,
+        mut visit: impl FnMut(Revision, &[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        for row in self.history.iter()? {
+            let (at, value) = row?;
+            let (main, sub) = at.value();
+            if !visit(Revision { main, sub }, value.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits the rows of `index` in order, until `visit` says `false`: key, revision, value.
+    pub fn for_each_index(
+        &self,
+        mut visit: impl FnMut(&[u8], Revision, &[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        for row in self.index.iter()? {
+            let (key, value) = row?;
+            let (key, at) = key.value();
+            if !visit(key, Revision::decode_descending(at), value.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of the `index` row of `key` at exactly `at`.
+    pub fn index_row(&self, key: &[u8], at: Revision) -> Result<Option<Version>, Error> {
+        let row = self.index.get((key, &at.encode_descending()))?;
+        Ok(row
+            .map(|row| Version::decode(at, row.value()))
+            .transpose()?)
+    }
+
+    fn slice(&self, floor: u64) -> Result<Slice, Error> {
+        let mut victims = BTreeSet::new();
+        let mut swept = self.meta.swept;
+        let rows = self.history.range((swept, 0)..=(floor, u32::MAX))?;
+        for (seen, row) in rows.enumerate() {
+            let (at, value) = row?;
+            let (main, sub) = at.value();
+            if seen >= SLICE_ROWS && main > swept && swept > self.meta.swept {
+                return Ok(Slice { victims, swept });
+            }
+            swept = main;
+            let row = HistoryRow::decode(value.value())?;
+            let key = Record::decode(row.record)?.key;
+            if let Some(before) = (Revision { main, sub }).before()
+                && let Some(older) = self.version_from(key, before)?
+            {
+                victims.insert((key.to_vec(), older.revision));
+            }
+            if row.tombstone && main < floor {
+                victims.insert((key.to_vec(), Revision { main, sub }));
+            }
+        }
+        Ok(Slice {
+            victims,
+            swept: floor,
+        })
+    }
+}
+
+/// A walk over keys: see [`Reader::keys`].
+pub struct Keys<'a> {
+    reader: &'a Reader,
+    cursor: IndexCursor<'a>,
+    end: Bound<&'a [u8]>,
+    at: Revision,
+    /// The key that the last step found; its further rows are passed over.
+    key: Vec<u8>,
+}
+
+impl Keys<'_> {
+    /// The key that the last step found.
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Steps to the next key: its newest version at or before the revision asked for.
+    pub fn step(&mut self) -> Result<Option<Version>, Error> {
+        let mut steps = 0;
+        loop {
+            let Some((row_key, value)) = self.cursor.next()? else {
+                return Ok(None);
+            };
+            let (key, at) = row_key.value();
+            let at = Revision::decode_descending(at);
+            // No key is empty, so at first none is passed.
+            let passed = key == self.key;
+            if !passed && at <= self.at {
+                let beyond = match self.end {
+                    Bound::Included(end) => key > end,
+                    Bound::Excluded(end) => key >= end,
+                    Bound::Unbounded => false,
+                };
+                if beyond {
+                    return Ok(None);
+                }
+                self.key.clear();
+                self.key.extend_from_slice(key);
+                return Ok(Some(Version::decode(at, value.value())?));
+            }
+            steps += 1;
+            if steps > STEPS_MAX {
+                let past = Revision { main: 0, sub: 0 };
+                self.cursor = self.reader.seek(key, if passed { past } else { self.at })?;
+                steps = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Rows: what the log and the tables hold of a change, and how each is written.
+//!
+//! ```text
+//! change ─► HistoryRow   stamp and version record, whole        table `history`, and the log
+//!      └──► Version      what the index needs to know of it     table `index`
+//! ```
+//! The log holds decisions: a [`LogRow`] is put back into the memtable as it stands, and nothing
+//! is judged again. Decoding checks every byte and never panics; docs/format.md has the tables.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes};
+
+use super::record::Record;
+use super::revision::Revision;
+use super::{Damaged, varint};
+
+const TOMBSTONE: u8 = 1;
+const STAMPED: u8 = 2;
+
+/// When a txn was decided, and for whom; it lies with the first change of the txn.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// Wall-clock milliseconds since 1970, as the server's clock had it. Not monotonic.
+    pub millis: u64,
+    /// The user that asked; none while authentication is off.
+    pub author: Option<Arc<str>>,
+}
+
+/// One row of `history`, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryRow<'a> {
+    /// Whether the record is a tombstone.
+    pub tombstone: bool,
+    /// Milliseconds and author; only in the first row of a main revision.
+    pub stamp: Option<(u64, &'a str)>,
+    /// The version record: see [`Record`].
+    pub record: &'a [u8],
+}
+
+impl<'a> HistoryRow<'a> {
+    /// Appends the row to `out`.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        let mut flags = 0;
+        if self.tombstone {
+            flags |= TOMBSTONE;
+        }
+        if self.stamp.is_some() {
+            flags |= STAMPED;
+        }
+        out.put_u8(flags);
+        if let Some((millis, author)) = self.stamp {
+            out.put_u64_le(millis);
+            varint::put_bytes(out, author.as_bytes());
+        }
+        out.put_slice(self.record);
+    }
+
+    /// Bytes that [`HistoryRow::encode`] appends.
+    pub fn encoded_len(&self) -> usize {
+        let stamp = self.stamp.map_or(0, |(_, author)| {
+            8 + varint::len(author.len() as u64) + author.len()
+        });
+        1 + stamp + self.record.len()
+    }
+
+    /// Reads a row; the record itself is left to [`Record::decode`].
+    pub fn decode(bytes: &'a [u8]) -> Result<HistoryRow<'a>, Damaged> {
+        const WHAT: Damaged = Damaged("a history row that no store writes");
+        let (&flags, mut rest) = bytes.split_first().ok_or(WHAT)?;
+        if flags & !(TOMBSTONE | STAMPED) != 0 {
+            return Err(WHAT);
+        }
+        let stamp = if flags & STAMPED != 0 {
+            let (millis, tail) = rest.split_first_chunk::<8>().ok_or(WHAT)?;
+            rest = tail;
+            let author = varint::take_bytes(&mut rest).ok_or(WHAT)?;
+            let author = std::str::from_utf8(author).map_err(|_| WHAT)?;
+            Some((u64::from_le_bytes(*millis), author))
+        } else {
+            None
+        };
+        Ok(HistoryRow {
+            tombstone: flags & TOMBSTONE != 0,
+            stamp,
+            record: rest,
+        })
+    }
+}
+
+/// What the index knows of one version of a key: enough to count, compare and filter without
+/// reading the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// When it was written.
+    pub revision: Revision,
+    /// Whether it ended the key's life; then all that follows is 0.
+    pub tombstone: bool,
+    /// Revision of the put that began this life.
+    pub create: u64,
+    /// Puts in this life, from 1.
+    pub version: u64,
+    /// The lease that holds the key; 0 is none.
+    pub lease: i64,
+    /// Bytes of the value.
+    pub value_len: u32,
+}
+
+impl Version {
+    /// What the index keeps of `record`, written at `revision`.
+    pub fn of(record: &Record<'_>, revision: Revision, tombstone: bool) -> Version {
+        Version {
+            revision,
+            tombstone,
+            create: record.create,
+            version: record.version,
+            lease: record.lease,
+            value_len: u32::try_from(record.value.len()).expect("a value fits a gRPC message"),
+        }
+    }
+
+    /// The value of an `index` row; the revision is part of the row's key.
+    pub fn encode(&self) -> Vec<u8> {
+        if self.tombstone {
+            return vec![TOMBSTONE];
+        }
+        let mut out = Vec::with_capacity(16);
+        out.push(0);
+        varint::put(&mut out, self.revision.main - self.create);
+        varint::put(&mut out, self.version);
+        varint::put(&mut out, u64::from(self.value_len));
+        varint::put(&mut out, self.lease as u64);
+        out
+    }
+
+    /// Reads the value of the `index` row of `revision`.
+    pub fn decode(revision: Revision, bytes: &[u8]) -> Result<Version, Damaged> {
+        const WHAT: Damaged = Damaged("an index row that no store writes");
+        let (&flags, mut rest) = bytes.split_first().ok_or(WHAT)?;
+        let mut version = Version {
+            revision,
+            tombstone: flags == TOMBSTONE,
+            create: 0,
+            version: 0,
+            lease: 0,
+            value_len: 0,
+        };
+        if flags == 0 {
+            let age = varint::take(&mut rest).ok_or(WHAT)?;
+            version.create = revision.main.checked_sub(age).ok_or(WHAT)?;
+            version.version = varint::take(&mut rest).filter(|n| *n > 0).ok_or(WHAT)?;
+            let value_len = varint::take(&mut rest).ok_or(WHAT)?;
+            version.value_len = u32::try_from(value_len).map_err(|_| WHAT)?;
+            version.lease = varint::take(&mut rest).ok_or(WHAT)? as i64;
+        } else if flags != TOMBSTONE {
+            return Err(WHAT);
+        }
+        if rest.is_empty() {
+            Ok(version)
+        } else {
+            Err(WHAT)
+        }
+    }
+}
+
+/// One decision in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogRow<'a> {
+    /// A key changed.
+    Change(Revision, HistoryRow<'a>),
+    /// History begins at this revision from now on.
+    Floor(u64),
+    /// The server started, for the n-th time on this data: etcd's raft term.
+    Term(u64),
+}
+
+const CHANGE: u8 = 1;
+const FLOOR: u8 = 2;
+const TERM: u8 = 3;
+
+impl<'a> LogRow<'a> {
+    /// Appends the row to a batch.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            LogRow::Change(revision, row) => {
+                out.push(CHANGE);
+                varint::put(out, revision.main);
+                varint::put(out, u64::from(revision.sub));
+                varint::put(out, row.encoded_len() as u64);
+                row.encode(out);
+            }
+            LogRow::Floor(main) => {
+                out.push(FLOOR);
+                varint::put(out, *main);
+            }
+            LogRow::Term(term) => {
+                out.push(TERM);
+                varint::put(out, *term);
+            }
+        }
+    }
+
+    /// Takes the next row off a batch.
+    pub fn take(rest: &mut &'a [u8]) -> Result<LogRow<'a>, Damaged> {
+        const WHAT: Damaged = Damaged("a log row that no store writes");
+        let (&tag, tail) = rest.split_first().ok_or(WHAT)?;
+        *rest = tail;
+        let mut number = || varint::take(rest).ok_or(WHAT);
+        match tag {
+            CHANGE => {
+                let main = number()?;
+                let sub = u32::try_from(number()?).map_err(|_| WHAT)?;
+                let row = varint::take_bytes(rest).ok_or(WHAT)?;
+                let row = HistoryRow::decode(row)?;
+                Ok(LogRow::Change(Revision { main, sub }, row))
+            }
+            FLOOR => Ok(LogRow::Floor(number()?)),
+            TERM => Ok(LogRow::Term(number()?)),
+            _ => Err(WHAT),
+        }
+    }
+}
+
+/// A change on its way into the memtable: decided, and owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What the index needs.
+    pub version: Version,
+    /// The version record, in an allocation of its own.
+    pub record: Bytes,
+    /// Bytes of the key within the record.
+    pub key: Bytes,
+    /// With the first change of a txn.
+    pub stamp: Option<Stamp>,
+}
+
+impl Change {
+    /// The change that writes `record` at `revision`.
+    pub fn new(revision: Revision, record: &Record<'_>, stamp: Option<Stamp>) -> Change {
+        let tombstone = record.version == 0;
+        let bytes = record.encode();
+        // The key stands first, behind its tag and its length.
+        let start = 1 + varint::len(record.key.len() as u64);
+        Change {
+            version: Version::of(record, revision, tombstone),
+            key: bytes.slice(start..start + record.key.len()),
+            record: bytes,
+            stamp,
+        }
+    }
+
+    /// The change that a log row tells of.
+    pub fn from_log(revision: Revision, row: &HistoryRow<'_>) -> Result<Change, Damaged> {
+        let record = Record::decode(row.record)?;
+        let tombstone = record.version == 0;
+        let stamp = row.stamp.map(|(millis, author)| Stamp {
+            millis,
+            author: (!author.is_empty()).then(|| author.into()),
+        });
+        let in_its_place = tombstone || record.modified == revision.main;
+        if tombstone != row.tombstone || !in_its_place || record.create > revision.main {
+            return Err(Damaged("a change whose record contradicts its row"));
+        }
+        Ok(Change::new(revision, &record, stamp))
+    }
+
+    /// Its row in `history` and in the log.
+    pub fn history_row(&self) -> HistoryRow<'_> {
+        HistoryRow {
+            tombstone: self.version.tombstone,
+            stamp: self
+                .stamp
+                .as_ref()
+                .map(|stamp| (stamp.millis, stamp.author.as_deref().unwrap_or(""))),
+            record: &self.record,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        let key = prop::collection::vec(any::<u8>(), 1..30);
+        let value = prop::collection::vec(any::<u8>(), 0..50);
+        let stamp = prop::option::of((any::<u64>(), "[a-z]{0,5}"));
+        (
+            key,
+            value,
+            2..1000u64,
+            0..3u32,
+            0..5u64,
+            any::<i64>(),
+            stamp,
+        )
+            .prop_map(|(key, value, main, sub, version, lease, stamp)| {
+                let mut record = Record::tombstone(&key);
+                if version > 0 {
+                    record.value = &value;
+                    record.create = main.saturating_sub(version).max(1);
+                    record.modified = main;
+                    record.version = version;
+                    record.lease = lease;
+                }
+                let stamp = stamp.map(|(millis, author)| Stamp {
+                    millis,
+                    author: (!author.is_empty()).then(|| author.into()),
+                });
+                Change::new(Revision { main, sub }, &record, stamp)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_back_as_they_were(change in any_change()) {
+            let revision = change.version.revision;
+            let mut batch = Vec::new();
+            LogRow::Floor(7).encode(&mut batch);
+            LogRow::Change(revision, change.history_row()).encode(&mut batch);
+            LogRow::Term(3).encode(&mut batch);
+            let rest = &mut &batch[..];
+            prop_assert_eq!(LogRow::take(rest)?, LogRow::Floor(7));
+            let LogRow::Change(at, row) = LogRow::take(rest)? else { panic!("a change") };
+            prop_assert_eq!(Change::from_log(at, &row)?, change.clone());
+            prop_assert_eq!(LogRow::take(rest)?, LogRow::Term(3));
+            prop_assert!(rest.is_empty());
+            let index = change.version.encode();
+            prop_assert_eq!(Version::decode(revision, &index)?, change.version);
+        }
+
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let rest = &mut &bytes[..];
+            while let Ok(row) = LogRow::take(rest) {
+                if let LogRow::Change(revision, row) = row {
+                    let _ = Change::from_log(revision, &row);
+                }
+            }
+            let _ = Version::decode(Revision { main: 5, sub: 0 }, &bytes);
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The store, as the one writer has it: decide, log, publish.
+//!
+//! ```text
+//! begin_batch ─► push, raise_floor ─► commit ─► publish
+//!                 memtable, rows        log       views
+//!                        └─► take_back            as if the batch had never been
+//! ```
+//! Invariants:
+//! - What is pushed stands at revisions that no published view reaches, until its batch is on disk.
+//! - The log, the memtable and the tables agree: a change is in the log until it is in the tables.
+//! - Sealing cuts all that is not settled at one batch of the log.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tracing::info;
+
+use super::disk::Disk;
+use super::log::{self, Log};
+use super::memtable::Memtable;
+use super::redb::meta::Meta;
+use super::redb::{Database, Progress};
+use super::row::{Change, LogRow};
+use super::settler::Settler;
+use super::space::Space;
+use super::view::View;
+use super::{Damaged, Error};
+
+/// The database's file.
+pub const DATABASE_FILE: &str = "data.redb";
+
+/// The database's file while it is made.
+const NEW_DATABASE_FILE: &str = "data.redb.new";
+
+/// Where a store lies, and how large its parts may grow.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder of the database.
+    pub data: Arc<dyn Disk>,
+    /// The folder of the log.
+    pub log: Arc<dyn Disk>,
+    /// Memory for pages of the database, in bytes.
+    pub cache_bytes: usize,
+    /// Size of a memtable at which it is flushed, in bytes.
+    pub flush_bytes: usize,
+    /// Size of a segment of the log, in bytes.
+    pub segment_bytes: u64,
+    /// Room kept in the data folder for a full disk, in bytes.
+    pub reserve_bytes: u64,
+}
+
+/// Who the store is; fixed when it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's id.
+    pub cluster_id: u64,
+    /// The one member's id.
+    pub member_id: u64,
+    /// The peer URLs that both are made of.
+    pub peer_urls: Vec<String>,
+}
+
+/// The view that is current; one for all readers.
+#[derive(Debug)]
+pub struct Views {
+    current: ArcSwap<View>,
+    change: Mutex<()>,
+}
+
+impl Views {
+    /// The current view.
+    pub fn load(&self) -> Arc<View> {
+        self.current.load_full()
+    }
+
+    /// Puts another view in its place. The writer and the background thread both do.
+    pub(super) fn update(&self, change: impl FnOnce(&mut View)) {
+        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = View::clone(&self.current.load());
+        change(&mut view);
+        self.current.store(Arc::new(view));
+    }
+}
+
+/// A memtable that takes no more, on its way into the tables.
+#[derive(Debug)]
+pub struct Sealed {
+    pub(super) memtable: Arc<Memtable>,
+    pub(super) upto: Progress,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    log: Log,
+    views: Arc<Views>,
+    space: Arc<Space>,
+    identity: Identity,
+    flush_bytes: usize,
+    /// The newest state, this batch included.
+    view: View,
+    decided: Progress,
+    committed: Progress,
+    /// Changes in the active memtable when the batch began.
+    changes_before: usize,
+    rows: Vec<u8>,
+    /// Bytes of rows that the log took since the last sealing.
+    logged_bytes: usize,
+}
+
+/// Capacity of the row buffer that is kept from batch to batch.
+const ROWS_KEPT_BYTES: usize = 4 << 20;
+
+impl Store {
+    /// Opens the store, or makes it with `identity`; replays what the log holds beyond the tables.
+    /// The second half is for the background thread.
+    pub fn open(settings: &Settings, identity: Identity) -> Result<(Store, Settler), Error> {
+        let database = open_database(settings, identity)?;
+        let reader = database.reader()?;
+        let meta = reader.meta.clone();
+        let has_log = settings
+            .log
+            .list()?
+            .iter()
+            .any(|name| log::is_segment(name));
+        if meta.log_begun && !has_log {
+            return Err(Damaged("the log's files are missing").into());
+        }
+        let memtable = Memtable::default();
+        let mut decided = Progress::of(&meta);
+        let log_settings = log::Settings {
+            segment_bytes: settings.segment_bytes,
+        };
+        let log = Log::open(
+            Arc::clone(&settings.log),
+            log_settings,
+            meta.applied_batch,
+            &mut |batch| Ok(replay(&memtable, &mut decided, &batch)?),
+        )?;
+        let replayed_bytes = memtable.bytes();
+        if !memtable.is_empty() {
+            let (batches, changes) = (decided.batch - meta.applied_batch, memtable.len());
+            info!(batches, changes, "replayed the log");
+        }
+        if !meta.log_begun {
+            database.update_meta(|meta| meta.log_begun = true)?;
+        }
+        let view = View {
+            revision: decided.revision,
+            floor: decided.floor,
+            index: decided.index,
+            active: Arc::new(memtable),
+            sealed: None,
+            settled: Arc::new(reader),
+        };
+        let views = Arc::new(Views {
+            current: ArcSwap::from_pointee(view.clone()),
+            change: Mutex::default(),
+        });
+        let space = Arc::new(Space::new(settings)?);
+        let settler = Settler::new(
+            database,
+            Arc::clone(&views),
+            log.segments(),
+            Arc::clone(&space),
+        );
+        let mut store = Store {
+            log,
+            views,
+            space,
+            identity: Identity {
+                cluster_id: meta.cluster_id,
+                member_id: meta.member_id,
+                peer_urls: meta.peer_urls,
+            },
+            flush_bytes: settings.flush_bytes,
+            view,
+            decided,
+            committed: decided,
+            changes_before: 0,
+            rows: Vec::new(),
+            logged_bytes: replayed_bytes,
+        };
+        store.begin_batch();
+        store.decided.term += 1;
+        LogRow::Term(store.decided.term).encode(&mut store.rows);
+        store.count_command();
+        store.commit()?;
+        store.publish();
+        Ok((store, settler))
+    }
+
+    /// The views that readers take.
+    pub fn views(&self) -> Arc<Views> {
+        Arc::clone(&self.views)
+    }
+
+    /// The state of the disk's space.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
+    }
+
+    /// Who the store is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// How often it was opened: etcd's raft term.
+    pub fn term(&self) -> u64 {
+        self.committed.term
+    }
+
+    /// The newest state, this batch included, when read at
+    /// [`NEWEST`](crate::mvcc::write_txn::NEWEST).
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The newest revision that is decided.
+    pub fn revision(&self) -> u64 {
+        self.decided.revision
+    }
+
+    /// Begins a batch on what has been published, by either thread.
+    pub fn begin_batch(&mut self) {
+        assert!(
+            self.rows.is_empty(),
+            "the last batch was committed or taken back"
+        );
+        self.view = View::clone(&self.views.current.load());
+        self.changes_before = self.view.active.len();
+    }
+
+    /// Adds a change to the batch, newer than all before it.
+    pub fn push(&mut self, change: Change) {
+        let row = LogRow::Change(change.version.revision, change.history_row());
+        row.encode(&mut self.rows);
+        self.view.active.push(change);
+    }
+
+    /// Ends a txn: `revision` is the newest from here on.
+    pub fn advance_to(&mut self, revision: u64) {
+        assert!(revision >= self.decided.revision, "history runs on");
+        if revision > self.decided.revision {
+            self.decided.revision = revision;
+            self.count_command();
+        }
+    }
+
+    /// Raises the floor to `revision`, as part of the batch.
+    pub fn raise_floor(&mut self, revision: u64) {
+        assert!(Some(revision) > self.decided.floor, "the floor only rises");
+        assert!(
+            revision <= self.decided.revision,
+            "the floor is no future revision"
+        );
+        self.decided.floor = Some(revision);
+        self.view.floor = Some(revision);
+        LogRow::Floor(revision).encode(&mut self.rows);
+        self.count_command();
+    }
+
+    fn count_command(&mut self) {
+        self.decided.index += 1;
+    }
+
+    /// Puts the batch on disk. After [`Error::NoSpace`] the batch can be taken back; any other
+    /// error is the end.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        self.decided.batch = self.log.append(self.decided.index, &self.rows)?;
+        self.logged_bytes += self.rows.len();
+        self.rows.clear();
+        self.rows.shrink_to(ROWS_KEPT_BYTES);
+        Ok(())
+    }
+
+    /// Shows the batch to readers.
+    pub fn publish(&mut self) {
+        if self.decided != self.committed {
+            self.committed = self.decided;
+            let Progress {
+                revision,
+                floor,
+                index,
+                ..
+            } = self.committed;
+            self.views.update(|view| {
+                view.revision = revision;
+                view.floor = floor;
+                view.index = index;
+            });
+        }
+    }
+
+    /// Takes the batch back, which was not committed.
+    pub fn take_back(&mut self) {
+        self.view.active.truncate(self.changes_before);
+        self.rows.clear();
+        self.decided = self.committed;
+        self.view.floor = self.committed.floor;
+    }
+
+    /// Whether the active memtable should be sealed by its size, or that of its log.
+    pub fn is_due(&self) -> bool {
+        self.view.active.bytes().max(self.logged_bytes) >= self.flush_bytes
+    }
+
+    /// Whether no more should be taken until a flush is done.
+    pub fn is_overdue(&self) -> bool {
+        self.view.active.bytes().max(self.logged_bytes) >= 2 * self.flush_bytes
+    }
+
+    /// Whether anything is logged that the tables lack.
+    pub fn has_unsettled(&self) -> bool {
+        self.logged_bytes > 0
+    }
+
+    /// Seals the active memtable between two batches, and begins another; `None` while the one
+    /// before is still being flushed.
+    pub fn seal(&mut self) -> Option<Sealed> {
+        assert_eq!(self.decided, self.committed, "sealed between two batches");
+        self.begin_batch();
+        if self.view.sealed.is_some() {
+            return None;
+        }
+        let memtable = Arc::clone(&self.view.active);
+        let active = Arc::new(Memtable::default());
+        self.views.update(|view| {
+            view.active = active;
+            view.sealed = Some(Arc::clone(&memtable));
+        });
+        self.logged_bytes = 0;
+        self.begin_batch();
+        Some(Sealed {
+            memtable,
+            upto: self.committed,
+        })
+    }
+}
+
+/// Puts the decisions of a batch back into the memtable; nothing is judged again.
+pub(super) fn replay(
+    memtable: &Memtable,
+    decided: &mut Progress,
+    batch: &log::Batch<'_>,
+) -> Result<(), Damaged> {
+    let rest = &mut &batch.rows[..];
+    while !rest.is_empty() {
+        match LogRow::take(rest)? {
+            LogRow::Change(revision, row) => {
+                let runs_on = revision.main == decided.revision && revision.sub > 0
+                    || revision.main == decided.revision + 1 && revision.sub == 0;
+                if !runs_on {
+                    return Err(Damaged("history does not run on in the log"));
+                }
+                decided.revision = revision.main;
+                memtable.push(Change::from_log(revision, &row)?);
+            }
+            LogRow::Floor(floor) => {
+                if Some(floor) <= decided.floor || floor > decided.revision {
+                    return Err(Damaged("the log has a floor out of place"));
+                }
+                decided.floor = Some(floor);
+            }
+            LogRow::Term(term) => decided.term = term,
+        }
+    }
+    decided.batch = batch.number;
+    decided.index = batch.index;
+    Ok(())
+}
+
+fn open_database(settings: &Settings, identity: Identity) -> Result<Database, Error> {
+    let disk = &settings.data;
+    let names = disk.list()?;
+    let exists = |name: &str| names.iter().any(|other| other == name);
+    if exists(NEW_DATABASE_FILE) {
+        disk.remove(NEW_DATABASE_FILE)?;
+    }
+    if !exists(DATABASE_FILE) {
+        if settings
+            .log
+            .list()?
+            .iter()
+            .any(|name| log::is_segment(name))
+        {
+            return Err(Damaged("the log is there, but not the database").into());
+        }
+        let meta = Meta::new(identity.cluster_id, identity.member_id, identity.peer_urls);
+        let file = disk.create(NEW_DATABASE_FILE, 0)?;
+        drop(Database::create(
+            Arc::clone(&file),
+            settings.cache_bytes,
+            &meta,
+        )?);
+        file.sync()?;
+        disk.rename(NEW_DATABASE_FILE, DATABASE_FILE)?;
+        disk.sync_dir()?;
+    }
+    Database::open(disk.open(DATABASE_FILE)?, settings.cache_bytes)
+}

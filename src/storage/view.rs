@@ -1,0 +1,245 @@
+//! A view: the store as of one moment, for any number of readers.
+//!
+//! ```text
+//! active memtable   newest      the writer adds behind the view's revision
+//! sealed memtable               being flushed
+//! settled state     oldest      one commit of redb
+//! ```
+//! Every change in a layer is newer than all changes in the layers below it, so the newest version
+//! of a key is in the first layer that has one, and a walk over keys merges the three.
+//!
+//! A view never changes. What it holds of redb pins pages of the file, so a view is taken for one
+//! request, or one slice of a long one, and let go.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Error;
+use super::key_range::KeyRange;
+use super::memtable::{CHUNK, Found, Memtable};
+use super::redb::{Keys, Reader};
+use super::row::Version;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The newest revision that is visible.
+    pub revision: u64,
+    /// Where history begins; `None` before the first compaction.
+    pub floor: Option<u64>,
+    /// The last command decided: etcd's raft index.
+    pub index: u64,
+    pub(super) active: Arc<Memtable>,
+    pub(super) sealed: Option<Arc<Memtable>>,
+    pub(super) settled: Arc<Reader>,
+}
+
+/// A version as a walk meets it. The record is there if it lay in a memtable.
+#[derive(Debug, Clone)]
+pub struct Met {
+    /// What the index knows of the version.
+    pub version: Version,
+    /// The version record; otherwise [`View::record`] has it.
+    pub record: Option<Bytes>,
+}
+
+impl View {
+    /// The newest version of `key` at or before revision `main`, which may be a tombstone.
+    pub fn newest(&self, key: &[u8], main: u64) -> Result<Option<Met>, Error> {
+        for memtable in self.memtables() {
+            if let Some(found) = memtable.newest(key, main) {
+                return Ok(Some(found.into()));
+            }
+        }
+        let version = self.settled.newest(key, main)?;
+        Ok(version.map(|version| Met {
+            version,
+            record: None,
+        }))
+    }
+
+    /// The version record of `met`.
+    pub fn record(&self, met: &Met) -> Result<Bytes, Error> {
+        match &met.record {
+            Some(record) => Ok(record.clone()),
+            None => self.settled.record(met.version.revision),
+        }
+    }
+
+    /// Visits the keys of `range` that are there at revision `main`, in order, until `visit` says
+    /// `false`.
+    pub fn walk(
+        &self,
+        range: &KeyRange,
+        main: u64,
+        mut visit: impl FnMut(&[u8], Met) -> bool,
+    ) -> Result<(), Error> {
+        let Some((start, end)) = range.bounds() else {
+            return Ok(());
+        };
+        if range.is_single() {
+            if let Some(met) = self.newest(&range.start, main)?
+                && !met.version.tombstone
+            {
+                visit(&range.start, met);
+            }
+            return Ok(());
+        }
+        let mut layers = self
+            .memtables()
+            .map(|memtable| Layer::new(memtable, (start, end), main));
+        let mut upper = layers.next().expect("there is an active memtable");
+        let mut lower = layers.next();
+        let mut settled = Settled {
+            keys: self.settled.keys((start, end), main)?,
+            version: None,
+        };
+        settled.step()?;
+        loop {
+            // The smallest key of all layers; of equal ones the uppermost counts.
+            let mut least = upper.key();
+            for key in [lower.as_ref().and_then(Layer::key), settled.key()] {
+                least = match (least, key) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+            }
+            let Some(least) = least else {
+                return Ok(());
+            };
+            let in_upper = upper.key() == Some(least);
+            let in_lower = lower
+                .as_ref()
+                .is_some_and(|lower| lower.key() == Some(least));
+            let in_settled = settled.key() == Some(least);
+            let met = if in_upper {
+                upper.met()
+            } else if let Some(lower) = &lower
+                && in_lower
+            {
+                lower.met()
+            } else {
+                settled.met()
+            };
+            if !met.version.tombstone && !visit(least, met) {
+                return Ok(());
+            }
+            if in_upper {
+                upper.step();
+            }
+            if let Some(lower) = &mut lower
+                && in_lower
+            {
+                lower.step();
+            }
+            if in_settled {
+                settled.step()?;
+            }
+        }
+    }
+
+    /// What `meta` said at the last commit.
+    pub fn settled(&self) -> &Reader {
+        &self.settled
+    }
+
+    /// Bytes of all rows, as [`StatusResponse.dbSize`](crate::proto::etcdserverpb::StatusResponse)
+    /// reports them: settled and not yet settled.
+    pub fn data_bytes(&self) -> u64 {
+        let meta = &self.settled.meta;
+        let waiting: usize = self.memtables().map(|memtable| memtable.bytes()).sum();
+        meta.history_bytes + meta.index_bytes + waiting as u64
+    }
+
+    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+        std::iter::once(&self.active).chain(&self.sealed)
+    }
+}
+
+impl From<Found> for Met {
+    fn from(found: Found) -> Met {
+        Met {
+            version: found.version,
+            record: Some(found.record),
+        }
+    }
+}
+
+/// A walk over one memtable, a chunk at a time.
+struct Layer<'a> {
+    memtable: &'a Memtable,
+    end: Bound<&'a [u8]>,
+    main: u64,
+    chunk: Vec<Found>,
+    place: usize,
+}
+
+impl<'a> Layer<'a> {
+    fn new(
+        memtable: &'a Memtable,
+        (start, end): (Bound<&'a [u8]>, Bound<&'a [u8]>),
+        main: u64,
+    ) -> Layer<'a> {
+        let mut chunk = Vec::new();
+        memtable.chunk((start, end), main, &mut chunk);
+        Layer {
+            memtable,
+            end,
+            main,
+            chunk,
+            place: 0,
+        }
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        self.chunk.get(self.place).map(|found| &found.key[..])
+    }
+
+    fn met(&self) -> Met {
+        self.chunk[self.place].clone().into()
+    }
+
+    fn step(&mut self) {
+        self.place += 1;
+        if self.place == CHUNK {
+            let last = self.chunk[CHUNK - 1].key.clone();
+            self.chunk.clear();
+            self.place = 0;
+            let rest = (Bound::Excluded(&last[..]), self.end);
+            // An end at or before the last key would make the bounds inverted.
+            let more = match self.end {
+                Bound::Excluded(end) | Bound::Included(end) => &last[..] < end,
+                Bound::Unbounded => true,
+            };
+            if more {
+                self.memtable.chunk(rest, self.main, &mut self.chunk);
+            }
+        }
+    }
+}
+
+/// A walk over the settled keys.
+struct Settled<'a> {
+    keys: Keys<'a>,
+    version: Option<Version>,
+}
+
+impl Settled<'_> {
+    fn key(&self) -> Option<&[u8]> {
+        self.version.map(|_| self.keys.key())
+    }
+
+    fn met(&self) -> Met {
+        Met {
+            version: self.version.expect("the layer has a key"),
+            record: None,
+        }
+    }
+
+    fn step(&mut self) -> Result<(), Error> {
+        self.version = self.keys.step()?;
+        Ok(())
+    }
+}
