@@ -1,0 +1,262 @@
+//! Golden scripts on the wire: each file of `tests/scripts/` states a rule, the requests, and the answers.
+//!
+//! The files play against MetaStore. With `ETCD_BIN=path/to/etcd` they play unchanged against that etcd 3.7, and with
+//! `UPDATE_GOLDENFILES=1` the answers are recorded anew; recordings come from etcd and are then read with care.
+//!
+//! Each script begins on a fresh server. A command refused on purpose begins with `!`. The commands:
+//! ```text
+//! get KEY [prefix | from_key | end=KEY] [rev=N] [limit=N] [sort=none|asc|desc] [target=key|version|create|mod|value]
+//!         [min_mod=N] [max_mod=N] [min_create=N] [max_create=N] [keys_only] [count_only] [serializable]
+//! stream  as get; shows the parts put together, and how many keys each part had
+//! put KEY VALUE [lease=N] [prev_kv] [ignore_value] [ignore_lease]
+//! del KEY [prefix | from_key | end=KEY] [prev_kv]
+//! txn 'if version(k) = 0 { put k v; get k } else { if mod(k) > 3 { del k } }'     see request.rs
+//! compact REVISION [physical]
+//! fill PREFIX COUNT [value_size=N]   puts PREFIX0000, PREFIX0001, ...
+//! restart                            kill -9, then a new process on the same data
+//! status, members                    what the node says of itself
+//! ```
+//! Words with other than letters, digits and `-./@_` are quoted; `"\x00"` is one byte. `sort=`, `target=` and a guard's
+//! target also take a number, to send what has no name. `key_size=N` and `value_size=N` stand for a long key or value.
+//! How answers are shown is said in answer.rs.
+
+#[path = "golden/answer.rs"]
+mod answer;
+mod common;
+#[path = "golden/request.rs"]
+mod request;
+
+use std::collections::BTreeSet;
+use std::env;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+use common::Server;
+use metastore::proto::etcdserverpb::cluster_client::ClusterClient;
+use metastore::proto::etcdserverpb::kv_client::KvClient;
+use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use metastore::proto::etcdserverpb::request_op::Request;
+use metastore::proto::etcdserverpb::{
+    MemberListRequest, RangeRequest, RangeResponse, RequestOp, StatusRequest, TxnRequest,
+};
+use request::Words;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+/// How many puts of `fill` share a txn, and how many bytes of values.
+const FILL_OPS_MAX: usize = 100;
+const FILL_BYTES_MAX: usize = 1_000_000;
+
+/// One test a script, so that a failure names it, and a test that no file is forgotten.
+macro_rules! scripts {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            play(stringify!($name));
+        })*
+
+        #[test]
+        fn every_script_is_played() {
+            let listed = BTreeSet::from([$(format!("{}.txt", stringify!($name))),*]);
+            let files = std::fs::read_dir(script_dir()).expect("the scripts can be listed");
+            let found = files.map(|file| file.expect("a script can be seen").file_name().into_string().unwrap());
+            assert_eq!(listed, found.collect());
+        }
+    };
+}
+
+scripts! {
+    compact compact_restart delete empty_keys error_order limits put put_ignore
+    range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
+    revisions status stream_errors
+    txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
+}
+
+fn script_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts")
+}
+
+fn play(name: &str) {
+    let path = script_dir().join(format!("{name}.txt"));
+    if let Err(error) = goldenscript::run(&mut Player::new(), path) {
+        panic!("{name}.txt: {error}");
+    }
+}
+
+/// Sends what a script asks to a server of its own.
+struct Player {
+    runtime: Runtime,
+    binary: PathBuf,
+    server: Server,
+    channel: Channel,
+    dir: TempDir,
+}
+
+impl Player {
+    fn new() -> Self {
+        let binary =
+            env::var_os("ETCD_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_metastore").into());
+        let binary = PathBuf::from(binary);
+        let dir = TempDir::new().expect("a temporary directory can be made");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.expect("a runtime can be built");
+        let server = Server::start(&binary, &dir.path().join("data"), &[]);
+        let channel = runtime.block_on(async { server.channel() });
+        Self {
+            runtime,
+            binary,
+            server,
+            channel,
+            dir,
+        }
+    }
+
+    fn restart(&mut self) {
+        self.server.kill();
+        self.server = Server::start(&self.binary, &self.dir.path().join("data"), &[]);
+        self.channel = self.runtime.block_on(async { self.server.channel() });
+    }
+
+    fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Waits for an answer; a refusal becomes the command's error.
+    fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, request::Error> {
+        let answer = self.runtime.block_on(call);
+        answer
+            .map(Response::into_inner)
+            .map_err(|status| answer::refusal(&status).into())
+    }
+
+    fn stream(&self, request: RangeRequest) -> Result<String, request::Error> {
+        let (whole, sizes) = self
+            .runtime
+            .block_on(merged_stream(self.kv(), request.clone()))
+            .map_err(|status| answer::refusal(&status))?;
+        let plain = self.ask(self.kv().range(request))?;
+        if (&whole.kvs, whole.more, whole.count) != (&plain.kvs, plain.more, plain.count) {
+            return Err(format!("a stream and a get differ: {whole:?}, {plain:?}").into());
+        }
+        Ok(format!("parts={sizes:?} {}", answer::range(&whole)))
+    }
+
+    fn fill(&self, words: Words<'_>) -> Result<String, request::Error> {
+        let puts = request::fill(words)?;
+        let value_bytes = puts.first().map_or(1, |put| put.value.len().max(1));
+        let ops_max = (FILL_BYTES_MAX / value_bytes).clamp(1, FILL_OPS_MAX);
+        let ops: Vec<_> = puts
+            .into_iter()
+            .map(|put| RequestOp {
+                request: Some(Request::RequestPut(put)),
+            })
+            .collect();
+        let mut revision = String::new();
+        for success in ops.chunks(ops_max) {
+            let txn = TxnRequest {
+                success: success.to_vec(),
+                ..Default::default()
+            };
+            revision = answer::header(self.ask(self.kv().txn(txn))?.header.as_ref());
+        }
+        Ok(revision)
+    }
+
+    fn status(&self) -> Result<String, request::Error> {
+        let status =
+            self.ask(MaintenanceClient::new(self.channel.clone()).status(StatusRequest {}))?;
+        let header = status.header.as_ref();
+        let leader = if header.is_some_and(|header| header.member_id == status.leader) {
+            "self"
+        } else {
+            "other"
+        };
+        let (version, learner, errors) = (&status.version, status.is_learner, &status.errors);
+        Ok(format!(
+            "{} version={version} leader={leader} learner={learner} errors={errors:?}",
+            answer::header(header)
+        ))
+    }
+
+    fn members(&self) -> Result<String, request::Error> {
+        let request = MemberListRequest { linearizable: true };
+        let list = self.ask(ClusterClient::new(self.channel.clone()).member_list(request))?;
+        let header = list.header.as_ref();
+        let mut text = answer::header(header);
+        for member in &list.members {
+            let answered = header.is_some_and(|header| header.member_id == member.id);
+            let listens = member.client_ur_ls == [self.server.endpoint.as_str()];
+            let (name, peers, learner) = (&member.name, member.peer_ur_ls.len(), member.is_learner);
+            text += &format!(
+                "\n  name={name} answered={answered} listens={listens} peers={peers} learner={learner}"
+            );
+        }
+        Ok(text)
+    }
+}
+
+/// The parts of a stream put together, and how many keys each had. Only the last part has more than keys.
+async fn merged_stream(
+    mut kv: KvClient<Channel>,
+    request: RangeRequest,
+) -> Result<(RangeResponse, Vec<usize>), Status> {
+    let mut parts = kv.range_stream(request).await?.into_inner();
+    let (mut whole, mut sizes) = (RangeResponse::default(), Vec::new());
+    while let Some(part) = parts.message().await? {
+        assert!(
+            whole.header.is_none(),
+            "a part followed the one with a header"
+        );
+        let part = part
+            .range_response
+            .expect("every part carries a range response");
+        assert!(
+            part.header.is_some() || (!part.more && part.count == 0),
+            "only the last part counts: {part:?}"
+        );
+        sizes.push(part.kvs.len());
+        whole.kvs.extend(part.kvs);
+        (whole.header, whole.more, whole.count) = (part.header, part.more, part.count);
+    }
+    assert!(whole.header.is_some(), "the last part has a header");
+    Ok((whole, sizes))
+}
+
+impl goldenscript::Runner for Player {
+    type Command = goldenscript::Command;
+
+    fn run(
+        &mut self,
+        command: &Self::Command,
+        _: &goldenscript::Context,
+    ) -> Result<String, request::Error> {
+        let words = Words::new(&command.args);
+        Ok(match command.name.as_str() {
+            "get" => answer::range(&self.ask(self.kv().range(request::range(words)?))?),
+            "stream" => self.stream(request::range(words)?)?,
+            "put" => answer::put(&self.ask(self.kv().put(request::put(words)?))?),
+            "del" => answer::delete(&self.ask(self.kv().delete_range(request::delete(words)?))?),
+            "txn" => answer::txn(&self.ask(self.kv().txn(request::txn(words)?))?),
+            "compact" => answer::header(
+                self.ask(self.kv().compact(request::compact(words)?))?
+                    .header
+                    .as_ref(),
+            ),
+            "fill" => self.fill(words)?,
+            "status" => self.status()?,
+            "members" => self.members()?,
+            "restart" => {
+                self.restart();
+                String::new()
+            }
+            name => return Err(format!("there is no command {name:?}").into()),
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! Answers, as scripts show them.
+//!
+//! A header is shown by what it carries, because that is part of the answer:
+//! ```text
+//! rev=5     cluster id, member id, term and the revision
+//! rev=none  cluster id, member id and term, but no revision
+//! (rev=5)   the revision alone: an operation inside a txn
+//! ()        present and empty: a txn inside a txn
+//! absent    not there
+//! ```
+//! Ids and terms are never shown. A version, a lease and `more` are shown where they are not zero or false.
+
+use std::fmt::Write as _;
+
+use metastore::proto::etcdserverpb::response_op::Response;
+use metastore::proto::etcdserverpb::{
+    DeleteRangeResponse, PutResponse, RangeResponse, ResponseHeader, ResponseOp, TxnResponse,
+};
+use metastore::proto::mvccpb::KeyValue;
+use tonic::{Code, Status};
+
+use super::request::FILLING;
+
+/// Bytes longer than this are shown by their length.
+const SHOWN_BYTES_MAX: usize = 64;
+/// Of more keys than this the first and the last are shown. They come from `fill`, and are all alike.
+const SHOWN_KEYS_MAX: usize = 12;
+/// More equal responses in a row than this are shown by their number.
+const SHOWN_EQUALS_MAX: usize = 3;
+
+pub(crate) fn header(header: Option<&ResponseHeader>) -> String {
+    let Some(ResponseHeader {
+        cluster_id,
+        member_id,
+        revision,
+        raft_term,
+    }) = header
+    else {
+        return "absent".into();
+    };
+    let ids = [*cluster_id != 0, *member_id != 0, *raft_term != 0];
+    match (ids, revision) {
+        ([true, true, true], 0) => "rev=none".into(),
+        ([true, true, true], revision) => format!("rev={revision}"),
+        ([false, false, false], 0) => "()".into(),
+        ([false, false, false], revision) => format!("(rev={revision})"),
+        (ids, revision) => format!("cluster,member,term={ids:?} rev={revision}"),
+    }
+}
+
+pub(crate) fn range(answer: &RangeResponse) -> String {
+    let RangeResponse {
+        header: head,
+        kvs,
+        more,
+        count,
+    } = answer;
+    let more = if *more { " more" } else { "" };
+    let mut text = format!("{} count={count}{more}", header(head.as_ref()));
+    if kvs.len() > SHOWN_KEYS_MAX {
+        let (first, last) = (&kvs[0], &kvs[kvs.len() - 1]);
+        let _ = write!(
+            text,
+            "\n  {}\n  ... {} in all ...\n  {}",
+            key_value(first),
+            kvs.len(),
+            key_value(last)
+        );
+        return text;
+    }
+    for kv in kvs {
+        let _ = write!(text, "\n  {}", key_value(kv));
+    }
+    text
+}
+
+pub(crate) fn put(answer: &PutResponse) -> String {
+    let previous = answer
+        .prev_kv
+        .as_ref()
+        .map(|kv| format!("\n  was {}", key_value(kv)));
+    header(answer.header.as_ref()) + &previous.unwrap_or_default()
+}
+
+pub(crate) fn delete(answer: &DeleteRangeResponse) -> String {
+    let mut text = format!(
+        "{} deleted={}",
+        header(answer.header.as_ref()),
+        answer.deleted
+    );
+    for kv in &answer.prev_kvs {
+        let _ = write!(text, "\n  was {}", key_value(kv));
+    }
+    text
+}
+
+pub(crate) fn txn(answer: &TxnResponse) -> String {
+    let branch = if answer.succeeded {
+        "succeeded"
+    } else {
+        "failed"
+    };
+    let mut text = format!("{} {branch}", header(answer.header.as_ref()));
+    for equals in answer.responses.chunk_by(|one, next| one == next) {
+        let shown = operation(&equals[0]).replace('\n', "\n  ");
+        match equals.len() {
+            many if many > SHOWN_EQUALS_MAX => {
+                let _ = write!(text, "\n  {many} times {shown}");
+            }
+            few => text += &format!("\n  {shown}").repeat(few),
+        }
+    }
+    text
+}
+
+fn operation(answer: &ResponseOp) -> String {
+    match &answer.response {
+        Some(Response::ResponseRange(answer)) => format!("get {}", range(answer)),
+        Some(Response::ResponsePut(answer)) => format!("put {}", put(answer)),
+        Some(Response::ResponseDeleteRange(answer)) => format!("del {}", delete(answer)),
+        Some(Response::ResponseTxn(answer)) => format!("txn {}", txn(answer)),
+        None => "nothing".into(),
+    }
+}
+
+fn key_value(kv: &KeyValue) -> String {
+    let KeyValue {
+        key,
+        value,
+        create_revision,
+        mod_revision,
+        version,
+        lease,
+    } = kv;
+    let lease = if *lease == 0 {
+        String::new()
+    } else {
+        format!(" lease={lease}")
+    };
+    let (key, value) = (bytes(key), bytes(value));
+    format!("{key}={value} create={create_revision} mod={mod_revision} version={version}{lease}")
+}
+
+fn bytes(bytes: &[u8]) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./@".contains(byte);
+    if bytes.len() > SHOWN_BYTES_MAX && bytes.iter().all(|byte| *byte == FILLING) {
+        return format!("<{} bytes>", bytes.len());
+    }
+    if !bytes.is_empty() && bytes.iter().all(plain) {
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
+    format!("\"{}\"", bytes.escape_ascii())
+}
+
+/// A refusal: code and text. The texts of gRPC itself differ from library to library, so they are left out.
+pub(crate) fn refusal(status: &Status) -> String {
+    let (code, text) = (status.code(), status.message());
+    let by_etcd =
+        text.starts_with("etcdserver: ") || text.starts_with("RangeStream does not support ");
+    match by_etcd || code == Code::Unknown {
+        true => format!("{code:?} {text:?}"),
+        false => format!("{code:?}"),
+    }
+}
