@@ -246,14 +246,14 @@ impl Selection {
     }
 
     /// Reads the chosen versions; `newest` is the revision that the answer names.
-    pub fn fetch(self, view: &View, newest: u64) -> Result<Ranged, Error> {
+    pub fn fetch(&self, view: &View, newest: u64) -> Result<Ranged, Error> {
         let mut kvs = Vec::with_capacity(self.picked.len());
-        for Picked { key, met } in self.picked {
+        for Picked { key, met } in &self.picked {
             let version = &met.version;
             kvs.push(match self.keys_only {
-                None => KeyValue::of(&view.record(&met)?)?,
+                None => KeyValue::of(&view.record(met)?)?,
                 Some(keys_only) => KeyValue {
-                    key,
+                    key: key.clone(),
                     create: version.create,
                     modified: version.revision.main,
                     version: version.version,
