@@ -13,7 +13,7 @@
 //! txn 'if version(k) = 0 { put k v; get k } else { if mod(k) > 3 { del k } }'     see request.rs
 //! compact REVISION [physical]
 //! fill PREFIX COUNT [value_size=N]   puts PREFIX0000, PREFIX0001, ...
-//! restart                            kill -9, then a new process on the same data
+//! restart ["--FLAG=VALUE" ...]       kill -9, then a new process on the same data
 //! status, members                    what the node says of itself
 //! ```
 //! Words with other than letters, digits and `-./@_` are quoted; `"\x00"` is one byte. `sort=`, `target=` and a guard's
@@ -68,7 +68,7 @@ macro_rules! scripts {
 }
 
 scripts! {
-    compact compact_restart delete empty_keys error_order limits put put_ignore
+    compact compact_restart delete empty_keys error_order flags limits put put_ignore
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
@@ -115,9 +115,9 @@ impl Player {
         }
     }
 
-    fn restart(&mut self) {
+    fn restart(&mut self, flags: &[&str]) {
         self.server.kill();
-        self.server = Server::start(&self.binary, &self.dir.path().join("data"), &[]);
+        self.server = Server::start(&self.binary, &self.dir.path().join("data"), flags);
         self.channel = self.runtime.block_on(async { self.server.channel() });
     }
 
@@ -253,7 +253,7 @@ impl goldenscript::Runner for Player {
             "status" => self.status()?,
             "members" => self.members()?,
             "restart" => {
-                self.restart();
+                self.restart(&words.rest());
                 String::new()
             }
             name => return Err(format!("there is no command {name:?}").into()),

@@ -49,6 +49,12 @@ impl<'a> Words<'a> {
         words
     }
 
+    /// All words as they stand.
+    pub(crate) fn rest(self) -> Vec<&'a str> {
+        assert!(self.named.is_empty(), "a flag is one quoted word");
+        self.positional
+    }
+
     fn first(&mut self, what: &str) -> Result<&'a str> {
         if self.positional.is_empty() {
             return Err(format!("{what} is missing").into());
