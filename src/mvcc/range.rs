@@ -204,17 +204,10 @@ fn sort(view: &View, request: &Range, picked: &mut [Picked]) -> Result<(), Error
         Target::Create => by(picked, descending, |p| p.met.version.create),
         Target::Mod => by(picked, descending, |p| p.met.version.revision.main),
         Target::Value => {
-            for pick in picked.iter_mut() {
-                pick.met.record = Some(view.record(&pick.met)?);
-            }
             let mut keyed = Vec::with_capacity(picked.len());
             for pick in picked.iter() {
-                let record = pick.met.record.as_ref().expect("just read");
-                keyed.push((
-                    KeyValue::of(record)?.value,
-                    pick.key.clone(),
-                    pick.met.clone(),
-                ));
+                let value = KeyValue::of(&view.record(&pick.met)?)?.value;
+                keyed.push((value, pick.key.clone(), pick.met.clone()));
             }
             keyed.sort_by(|a, b| {
                 let ascending = a.0.cmp(&b.0);
