@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use smallvec::SmallVec;
 
+use super::key_range::Bounds;
 use super::record::key_of;
 use super::row::{Change, Version};
 
@@ -134,7 +135,7 @@ impl Memtable {
 
     /// Appends to `out` at most [`CHUNK`] keys within the bounds that have a version at or before
     /// `main`, in key order. Fewer than [`CHUNK`] means that there are no more.
-    pub fn chunk(&self, bounds: (Bound<&[u8]>, Bound<&[u8]>), main: u64, out: &mut Vec<Found>) {
+    pub fn chunk(&self, bounds: Bounds<'_>, main: u64, out: &mut Vec<Found>) {
         let inner = self.read();
         let keys = inner.by_key.range::<[u8], _>(bounds);
         let found = keys.filter_map(|(_, places)| inner.newest(places, main));

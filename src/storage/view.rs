@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Error;
-use super::key_range::KeyRange;
+use super::key_range::{Bounds, KeyRange};
 use super::memtable::{CHUNK, Found, Memtable};
 use super::record::key_of;
 use super::redb::{Keys, Reader};
@@ -178,11 +178,7 @@ struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    fn new(
-        memtable: &'a Memtable,
-        (start, end): (Bound<&'a [u8]>, Bound<&'a [u8]>),
-        main: u64,
-    ) -> Layer<'a> {
+    fn new(memtable: &'a Memtable, (start, end): Bounds<'a>, main: u64) -> Layer<'a> {
         let mut chunk = Vec::new();
         memtable.chunk((start, end), main, &mut chunk);
         Layer {
