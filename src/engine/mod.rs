@@ -94,9 +94,8 @@ impl Engine {
             flusher.run(settler, &views, &nudged)
         })?;
         engine.spawn("writer", &failed, move || {
-            let result = writer.run();
-            background.stop();
-            result
+            let _stop = StopOnDrop(background);
+            writer.run()
         })?;
         Ok(engine)
     }
@@ -336,5 +335,14 @@ struct CloseOnDrop(Arc<Queue>);
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+/// Stops the background thread when the writer ends, by a panic too.
+struct StopOnDrop(Arc<Background>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
