@@ -405,9 +405,11 @@ fn changed(ops: &[Op]) -> Result<Changed, Error> {
                 puts.push(key.clone());
             }
             for key in &failure_puts {
-                let put_before = puts.contains(key) && !success_puts.contains(key);
-                refuse_if(put_before || deletes_key(&deletes, key))?;
-                puts.push(key.clone());
+                // Only one branch is taken, so both may put the key.
+                if !success_puts.contains(key) {
+                    refuse_if(puts.contains(key) || deletes_key(&deletes, key))?;
+                    puts.push(key.clone());
+                }
             }
             deletes.extend(success_deletes);
             deletes.extend(failure_deletes);
