@@ -60,7 +60,12 @@ impl Background {
         self.inner().sealed.is_some()
     }
 
-    /// Waits until no memtable is being flushed, or the disk is full.
+    /// Whether the thread has ended, and will flush no more.
+    pub fn has_ended(&self) -> bool {
+        self.inner().ended
+    }
+
+    /// Waits until no memtable is being flushed, or the thread has ended; not for long.
     pub fn await_flush(&self) {
         let inner = self.inner();
         let waited = self

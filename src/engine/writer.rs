@@ -90,7 +90,10 @@ impl Writer {
     /// If the disk falls behind, commands wait in the queue, and their senders outside it.
     fn await_the_disk(&mut self) {
         self.seal_if_due();
-        while self.store.is_overdue() && !self.store.space().is_full() {
+        while self.store.is_overdue()
+            && !self.store.space().is_full()
+            && !self.background.has_ended()
+        {
             if !self.background.is_flushing() {
                 self.seal_if_due();
                 continue;
@@ -104,7 +107,7 @@ impl Writer {
             match self.decide(&batch) {
                 Ok(outcomes) => break outcomes,
                 // The background thread is opening the database anew.
-                Err(storage::Error::Closed) => {
+                Err(storage::Error::Closed) if !self.background.has_ended() => {
                     self.store.take_back();
                     self.queue.await_nudge(PATIENCE);
                 }
@@ -179,21 +182,32 @@ impl Writer {
     fn seal_if_due(&mut self) {
         let now = self.clock.monotonic_millis();
         let aged = now - self.sealed_millis >= FLUSH_AGE_MILLIS && self.store.has_unsettled();
-        if (self.store.is_due() || self.seal_wanted || aged)
-            && let Some(sealed) = self.store.seal()
-        {
+        if (self.store.is_due() || self.seal_wanted || aged) && self.seal() {
             self.seal_wanted = false;
             self.sealed_millis = now;
-            self.background.flush(sealed);
         }
     }
 
-    /// Flushes all that is left, unless the disk is full: then the log keeps it.
+    /// Hands the active memtable over, unless the one before is still with the background thread:
+    /// that shows the flushed rows before it is done with the memtable.
+    fn seal(&mut self) -> bool {
+        if self.background.is_flushing() {
+            return false;
+        }
+        let sealed = self.store.seal();
+        self.background
+            .flush(sealed.expect("no memtable is sealed that is not being flushed"));
+        true
+    }
+
+    /// Flushes all that is left, unless the disk is full, or has failed: then the log keeps it.
     fn settle(&mut self) {
-        while self.store.has_unsettled() && !self.store.space().is_full() {
-            match self.store.seal() {
-                Some(sealed) => self.background.flush(sealed),
-                None => self.background.await_flush(),
+        while self.store.has_unsettled()
+            && !self.store.space().is_full()
+            && !self.background.has_ended()
+        {
+            if !self.seal() {
+                self.background.await_flush();
             }
         }
     }

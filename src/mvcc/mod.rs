@@ -5,6 +5,8 @@
 
 pub mod compare;
 pub mod counts;
+#[doc(hidden)]
+pub mod model;
 pub mod overlap;
 pub mod range;
 pub mod request;

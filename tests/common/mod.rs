@@ -5,6 +5,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part of this module")]
 
+pub(crate) mod mortal_disk;
+pub(crate) mod store;
+
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,284 @@
+//! A store of a test: an engine over two folders of its own, asked from a plain function.
+//!
+//! Its parts are small, so that a handful of requests fills a memtable and a segment. Time stands
+//! still. When it is dropped it is stopped, and `storage::check` must find its files sound.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::Poll;
+use std::thread;
+
+use bytes::Bytes;
+use metastore::clock::Clock;
+use metastore::engine::Engine;
+use metastore::grpc::Context;
+use metastore::grpc::kv::KvService;
+use metastore::mvcc::Error;
+use metastore::mvcc::model::Change;
+use metastore::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
+use metastore::proto::etcdserverpb as pb;
+use metastore::proto::etcdserverpb::kv_server::Kv;
+use metastore::storage::check::{Report, check};
+use metastore::storage::disk::Disk;
+use metastore::storage::record::{KeyValue, Record};
+use metastore::storage::redb::Database;
+use metastore::storage::row::HistoryRow;
+use metastore::storage::store::{DATABASE_FILE, Identity, Settings};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use tokio_stream::StreamExt;
+use tonic::Status;
+
+use super::mortal_disk::{Life, MortalDisk};
+
+const KIB: usize = 1024;
+
+/// What the writer is asked.
+#[derive(Debug, Clone)]
+pub(crate) enum Write {
+    Put(Put),
+    DeleteRange(DeleteRange),
+    Txn(Txn),
+    Compact { revision: i64, physical: bool },
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Put(Written),
+    DeleteRange(Deleted),
+    Txn(Decided),
+    Compact(u64),
+}
+
+/// What the tables hold when the store is stopped.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    /// All versions, in order of time.
+    pub(crate) history: Vec<Change>,
+    /// Compaction up to here is swept.
+    pub(crate) swept: u64,
+}
+
+/// See the module.
+pub(crate) struct TestStore {
+    folders: TempDir,
+    runtime: Runtime,
+    running: Option<Running>,
+}
+
+struct Running {
+    engine: Arc<Engine>,
+    life: Life,
+}
+
+impl TestStore {
+    /// A store that nothing was ever written to.
+    pub(crate) fn new() -> TestStore {
+        let folders = TempDir::new().expect("a folder for the test can be made");
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let mut store = TestStore {
+            running: None,
+            folders,
+            runtime: runtime.expect("a runtime can be built"),
+        };
+        store.start();
+        store
+    }
+
+    fn start(&mut self) {
+        let life = Life::default();
+        let settings = Settings {
+            data: MortalDisk::open(&self.folder("data"), &life),
+            log: MortalDisk::open(&self.folder("log"), &life),
+            cache_bytes: 256 * KIB,
+            flush_bytes: 16 * KIB,
+            segment_bytes: 64 * KIB as u64,
+            reserve_bytes: 64 * KIB as u64,
+        };
+        let identity = Identity {
+            cluster_id: 1,
+            member_id: 2,
+            peer_urls: vec!["http://localhost:2380".to_owned()],
+        };
+        let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
+        let engine = Engine::open(&settings, identity, clock).expect("the store opens");
+        self.running = Some(Running {
+            engine: Arc::new(engine),
+            life,
+        });
+    }
+
+    fn folder(&self, name: &str) -> std::path::PathBuf {
+        Path::new(self.folders.path()).join(name)
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.running.as_ref().expect("the store runs").engine
+    }
+
+    /// Writes one key.
+    pub(crate) fn put(&self, put: Put) -> Result<Written, Error> {
+        self.runtime.block_on(self.engine().put(put))
+    }
+
+    /// Deletes keys.
+    pub(crate) fn delete_range(&self, delete: DeleteRange) -> Result<Deleted, Error> {
+        self.runtime.block_on(self.engine().delete_range(delete))
+    }
+
+    /// Runs a txn.
+    pub(crate) fn txn(&self, txn: Txn) -> Result<Decided, Error> {
+        self.runtime.block_on(self.engine().txn(txn, 0))
+    }
+
+    /// Raises the floor.
+    pub(crate) fn compact(&self, revision: i64, physical: bool) -> Result<u64, Error> {
+        self.runtime
+            .block_on(self.engine().compact(revision, physical))
+    }
+
+    /// Asks the writer all of `writes` before it answers any, so that they share batches.
+    pub(crate) fn write_together(&self, writes: Vec<Write>) -> Vec<Result<Answer, Error>> {
+        let engine = self.engine();
+        type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer, Error>> + 'a>>;
+        let mut asking: Vec<Asking<'_>> = Vec::new();
+        for write in writes {
+            asking.push(Box::pin(ask(engine, write)));
+        }
+        let mut answers: Vec<_> = asking.iter().map(|_| None).collect();
+        self.runtime.block_on(std::future::poll_fn(|context| {
+            for (asking, answer) in asking.iter_mut().zip(&mut answers) {
+                if answer.is_none()
+                    && let Poll::Ready(ready) = asking.as_mut().poll(context)
+                {
+                    *answer = Some(ready);
+                }
+            }
+            match answers.iter().all(Option::is_some) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        }));
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Reads keys.
+    pub(crate) fn range(&self, request: Range) -> Result<Ranged, Error> {
+        let answer = self.runtime.block_on(self.engine().range(request));
+        answer.map(|(ranged, _room)| ranged)
+    }
+
+    /// Reads keys as a stream, through the KV service.
+    pub(crate) fn range_stream(
+        &self,
+        request: pb::RangeRequest,
+    ) -> Result<Vec<pb::RangeResponse>, Status> {
+        let service = KvService(Arc::new(Context {
+            engine: Arc::clone(self.engine()),
+            txn_ops_max: 128,
+            request_bytes_max: 4 * KIB,
+            quota_bytes: 0,
+            name: String::new(),
+            client_urls: Vec::new(),
+        }));
+        self.runtime.block_on(async {
+            let stream = service.range_stream(tonic::Request::new(request)).await?;
+            let mut stream = stream.into_inner();
+            let mut parts = Vec::new();
+            while let Some(part) = stream.next().await {
+                parts.push(part?.range_response.expect("a part holds an answer"));
+            }
+            Ok(parts)
+        })
+    }
+
+    /// Stops the store in good order and opens it again.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Ends the store as if its process were killed, and opens what is there.
+    pub(crate) fn crash(&mut self) {
+        let running = self.running.take().expect("the store runs");
+        running.life.end();
+        running.engine.stop();
+        drop(running);
+        self.start();
+    }
+
+    fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.engine.stop();
+        }
+    }
+
+    fn disks(&self) -> [Arc<dyn Disk>; 2] {
+        let life = Life::default();
+        ["data", "log"].map(|name| MortalDisk::open(&self.folder(name), &life))
+    }
+
+    /// Stops the store and checks its files.
+    pub(crate) fn check(&mut self) -> Report {
+        self.stop();
+        let [data, log] = self.disks();
+        match check(&data, &log, |_, _| ()) {
+            Ok(report) => report,
+            Err(finding) => panic!("the store is not sound: {finding}"),
+        }
+    }
+
+    /// What the tables of the stopped store hold.
+    pub(crate) fn tables(&mut self) -> Tables {
+        self.stop();
+        let [data, _] = self.disks();
+        let file = data.open(DATABASE_FILE).expect("the database is there");
+        let database = Database::open(file, 256 * KIB).expect("the database opens");
+        let reader = database.reader().expect("the database can be read");
+        let mut history = Vec::new();
+        let read = reader.for_each_history(|at, value| {
+            let row = HistoryRow::decode(value)?;
+            let record = Bytes::copy_from_slice(row.record);
+            history.push(Change {
+                main: at.main,
+                sub: at.sub,
+                key: Bytes::copy_from_slice(Record::decode(&record)?.key),
+                pair: match row.tombstone {
+                    true => None,
+                    false => Some(KeyValue::of(&record)?),
+                },
+            });
+            Ok(true)
+        });
+        read.expect("history can be read");
+        Tables {
+            history,
+            swept: reader.meta.swept,
+        }
+    }
+}
+
+async fn ask(engine: &Arc<Engine>, write: Write) -> Result<Answer, Error> {
+    Ok(match write {
+        Write::Put(put) => Answer::Put(engine.put(put).await?),
+        Write::DeleteRange(delete) => Answer::DeleteRange(engine.delete_range(delete).await?),
+        Write::Txn(txn) => Answer::Txn(engine.txn(txn, 0).await?),
+        Write::Compact { revision, physical } => {
+            Answer::Compact(engine.compact(revision, physical).await?)
+        }
+    })
+}
+
+impl Drop for TestStore {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.stop();
+        } else {
+            self.check();
+        }
+    }
+}
