@@ -5,14 +5,19 @@
 //! a reader at revision R passes over what is newer than R. The one exception is
 //! [`Memtable::truncate`]: the writer takes back changes that no reader was ever shown.
 //!
+//! A key is found by hash; the order is only walked, and only added to when a key is new. (In a
+//! BTreeMap each comparison follows a pointer: finding one of 200,000 keys took 3 µs.)
+//!
 //! The lock is held for one change by the writer, and for at most [`CHUNK`] keys by a reader.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 
 use super::key_range::Bounds;
@@ -41,8 +46,13 @@ pub struct Memtable {
 struct Inner {
     by_time: Vec<Vec<Change>>,
     len: usize,
-    /// Places in `by_time`, ascending.
-    by_key: BTreeMap<KeyOf, SmallVec<[u32; 4]>>,
+    /// For each key, in the order in which they came, its places in `by_time`, ascending.
+    places: Vec<SmallVec<[u32; 4]>>,
+    /// From a key, in order, to its number in `places`.
+    by_key: BTreeMap<KeyOf, u32>,
+    /// Numbers in `places`, by the hash of the key.
+    by_hash: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     bytes: usize,
     rows_bytes: usize,
 }
@@ -130,7 +140,7 @@ impl Memtable {
     /// The newest version of `key` at or before revision `main`.
     pub fn newest(&self, key: &[u8], main: u64) -> Option<Found> {
         let inner = self.read();
-        inner.newest(inner.by_key.get(key)?, main)
+        inner.newest(inner.find(key)?, main)
     }
 
     /// Appends to `out` at most [`CHUNK`] keys within the bounds that have a version at or before
@@ -138,7 +148,7 @@ impl Memtable {
     pub fn chunk(&self, bounds: Bounds<'_>, main: u64, out: &mut Vec<Found>) {
         let inner = self.read();
         let keys = inner.by_key.range::<[u8], _>(bounds);
-        let found = keys.filter_map(|(_, places)| inner.newest(places, main));
+        let found = keys.filter_map(|(_, number)| inner.newest(*number, main));
         out.extend(found.take(CHUNK));
     }
 
@@ -160,12 +170,12 @@ impl Memtable {
         let inner = self.read();
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);
         let mut versions = Vec::new();
-        for (key, places) in inner.by_key.range::<[u8], _>((from, Bound::Unbounded)) {
+        for (key, number) in inner.by_key.range::<[u8], _>((from, Bound::Unbounded)) {
             if versions.len() >= rows_min.max(1) {
                 break;
             }
             let version = |place: &u32| (Arc::clone(&key.0), inner.at(*place).version());
-            versions.extend(places.iter().map(version));
+            versions.extend(inner.places[*number as usize].iter().map(version));
         }
         versions
     }
@@ -190,12 +200,9 @@ impl Inner {
         let place = u32::try_from(self.len).expect("a memtable is flushed long before 2^32 rows");
         self.bytes += cost(&change);
         self.rows_bytes += rows_cost(&change);
-        match self.by_key.get_mut(change.key()) {
-            Some(places) => places.push(place),
-            None => {
-                let key = KeyOf(Arc::clone(&change.record));
-                self.by_key.insert(key, SmallVec::from_slice(&[place]));
-            }
+        match self.find(change.key()) {
+            Some(number) => self.places[number as usize].push(place),
+            None => self.add_key(&change, place),
         }
         match self.by_time.last_mut() {
             Some(run) if run.len() < RUN => run.push(change),
@@ -209,27 +216,74 @@ impl Inner {
     }
 
     fn pop(&mut self) {
-        let run = self.by_time.last_mut().expect("a change to take back");
+        let last = self.len.checked_sub(1).expect("a change to take back");
+        let number = self
+            .find(self.at(last as u32).key())
+            .expect("each change has its key");
+        if self.places[number as usize].len() == 1 {
+            self.remove_last_key(number);
+        } else {
+            self.places[number as usize].pop();
+        }
+        let run = self.by_time.last_mut().expect("there is a change");
         let change = run.pop().expect("no run is empty");
         if run.is_empty() {
             self.by_time.pop();
         }
-        self.len -= 1;
+        self.len = last;
         self.bytes -= cost(&change);
         self.rows_bytes -= rows_cost(&change);
-        let places = self.by_key.get_mut(change.key());
-        let places = places.expect("each change has its key");
-        places.pop();
-        if places.is_empty() {
-            self.by_key.remove(change.key());
+    }
+
+    /// Keys go in the reverse order of their coming.
+    fn remove_last_key(&mut self, number: u32) {
+        assert_eq!(
+            number as usize + 1,
+            self.places.len(),
+            "the last key goes first"
+        );
+        let record = Arc::clone(&self.at(self.places[number as usize][0]).record);
+        let hash = self.hasher.hash_one(key_of(&record));
+        if let Ok(entry) = self.by_hash.find_entry(hash, |other| *other == number) {
+            entry.remove();
         }
+        self.by_key.remove(key_of(&record));
+        self.places.pop();
+    }
+
+    fn add_key(&mut self, change: &Change, place: u32) {
+        let number = self.places.len() as u32;
+        self.places.push(SmallVec::from_slice(&[place]));
+        self.by_key
+            .insert(KeyOf(Arc::clone(&change.record)), number);
+        let hash = self.hasher.hash_one(change.key());
+        let Inner {
+            by_hash,
+            by_time,
+            places,
+            hasher,
+            ..
+        } = self;
+        // Only a growing table hashes what it holds again, and not yet the change to come.
+        by_hash.insert_unique(hash, number, |number| {
+            hasher.hash_one(first_key(by_time, places, *number))
+        });
+    }
+
+    fn find(&self, key: &[u8]) -> Option<u32> {
+        let hash = self.hasher.hash_one(key);
+        let found = self.by_hash.find(hash, |number| {
+            first_key(&self.by_time, &self.places, *number) == key
+        });
+        found.copied()
     }
 
     fn at(&self, place: u32) -> &Change {
         &self.by_time[place as usize / RUN][place as usize % RUN]
     }
 
-    fn newest(&self, places: &[u32], main: u64) -> Option<Found> {
+    fn newest(&self, number: u32, main: u64) -> Option<Found> {
+        let places = &self.places[number as usize];
         let at_or_before = |place: &u32| self.at(*place).revision.main <= main;
         // Almost always the last one is asked for.
         let place = match places.last() {
@@ -244,10 +298,70 @@ impl Inner {
     }
 }
 
+/// The key of that number.
+fn first_key<'a>(
+    by_time: &'a [Vec<Change>],
+    places: &[SmallVec<[u32; 4]>],
+    number: u32,
+) -> &'a [u8] {
+    let place = places[number as usize][0] as usize;
+    by_time[place / RUN][place % RUN].key()
+}
+
 fn cost(change: &Change) -> usize {
     change.record.len() + OVERHEAD_BYTES
 }
 
 fn rows_cost(change: &Change) -> usize {
     change.record.len() + change.key().len() + ROWS_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::record::Record;
+    use crate::storage::revision::Revision;
+    use proptest::prelude::*;
+
+    fn change(main: u64, key: u8) -> Change {
+        let record = Record {
+            key: &[key],
+            create: main,
+            modified: main,
+            version: 1,
+            value: b"v",
+            lease: 0,
+        };
+        Change::new(Revision { main, sub: 0 }, &record, None)
+    }
+
+    proptest! {
+        /// What is left after taking back is what was there before, by time, by key and in sum.
+        #[test]
+        fn taking_back_leaves_no_trace(
+            kept in prop::collection::vec(0..5u8, 0..20),
+            taken in prop::collection::vec(0..8u8, 0..20),
+        ) {
+            let (memtable, plain) = (Memtable::default(), Memtable::default());
+            for (main, key) in (2..).zip(&kept) {
+                memtable.push(change(main, *key));
+                plain.push(change(main, *key));
+            }
+            for (main, key) in (kept.len() as u64 + 2..).zip(&taken) {
+                memtable.push(change(main, *key));
+            }
+            memtable.truncate(kept.len());
+            prop_assert_eq!(memtable.len(), plain.len());
+            prop_assert_eq!(memtable.bytes(), plain.bytes());
+            prop_assert_eq!(memtable.rows_bytes(), plain.rows_bytes());
+            prop_assert_eq!(memtable.versions_behind(None, 100), plain.versions_behind(None, 100));
+            for key in 0..8u8 {
+                for main in [0, 5, u64::MAX] {
+                    let found = memtable.newest(&[key], main).map(|found| found.version);
+                    let expected = plain.newest(&[key], main).map(|found| found.version);
+                    prop_assert_eq!(found, expected);
+                }
+            }
+        }
+    }
 }
