@@ -342,7 +342,7 @@ impl Store {
 }
 
 /// Puts the decisions of a batch back into the memtable; nothing is judged again.
-pub(super) fn replay(
+pub(crate) fn replay(
     memtable: &Memtable,
     decided: &mut Progress,
     batch: &log::Batch<'_>,
