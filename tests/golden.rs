@@ -8,12 +8,13 @@
 //! get KEY [prefix | from_key | end=KEY] [rev=N] [limit=N] [sort=none|asc|desc] [target=key|version|create|mod|value]
 //!         [min_mod=N] [max_mod=N] [min_create=N] [max_create=N] [keys_only] [count_only] [serializable]
 //! stream  as get; shows the parts put together, and how many keys each part had
+//!         [meanwhile=TXN] [meanwhile_compact=N]   happen after its first part has come
 //! put KEY VALUE [lease=N] [prev_kv] [ignore_value] [ignore_lease]
 //! del KEY [prefix | from_key | end=KEY] [prev_kv]
 //! txn 'if version(k) = 0 { put k v; get k } else { if mod(k) > 3 { del k } }'     see request.rs
 //! compact REVISION [physical]
 //! fill PREFIX COUNT [value_size=N]   puts PREFIX0000, PREFIX0001, ...
-//! restart                            kill -9, then a new process on the same data
+//! restart ["--FLAG=VALUE" ...]       kill -9, then a new process on the same data
 //! status, members                    what the node says of itself
 //! ```
 //! Words with other than letters, digits and `-./@_` are quoted; `"\x00"` is one byte. `sort=`, `target=` and a guard's
@@ -39,7 +40,7 @@ use metastore::proto::etcdserverpb::request_op::Request;
 use metastore::proto::etcdserverpb::{
     MemberListRequest, RangeRequest, RangeResponse, RequestOp, StatusRequest, TxnRequest,
 };
-use request::Words;
+use request::{Meanwhile, Words};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -68,9 +69,9 @@ macro_rules! scripts {
 }
 
 scripts! {
-    compact compact_restart delete empty_keys error_order limits put put_ignore
+    compact compact_restart delete empty_keys error_order flags limits put put_ignore
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
-    revisions status stream_errors
+    revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
 }
 
@@ -115,9 +116,9 @@ impl Player {
         }
     }
 
-    fn restart(&mut self) {
+    fn restart(&mut self, flags: &[&str]) {
         self.server.kill();
-        self.server = Server::start(&self.binary, &self.dir.path().join("data"), &[]);
+        self.server = Server::start(&self.binary, &self.dir.path().join("data"), flags);
         self.channel = self.runtime.block_on(async { self.server.channel() });
     }
 
@@ -136,15 +137,18 @@ impl Player {
             .map_err(|status| answer::refusal(&status).into())
     }
 
-    fn stream(&self, request: RangeRequest) -> Result<String, request::Error> {
+    fn stream(&self, words: Words<'_>) -> Result<String, request::Error> {
+        let (request, meanwhile) = request::stream(words)?;
+        // Asked first, because the stream stands still at the revision it began at.
+        let plain = self.runtime.block_on(self.kv().range(request.clone()));
         let (whole, sizes) = self
             .runtime
-            .block_on(merged_stream(self.kv(), request.clone()))
-            .map_err(|status| answer::refusal(&status))?;
-        let plain = self.ask(self.kv().range(request))?;
-        if (&whole.kvs, whole.more, whole.count) != (&plain.kvs, plain.more, plain.count) {
-            return Err(format!("a stream and a get differ: {whole:?}, {plain:?}").into());
-        }
+            .block_on(merged_stream(self.kv(), request, meanwhile))?;
+        let plain = plain.expect("what a stream takes a get takes").into_inner();
+        assert!(
+            whole == plain,
+            "a stream and a get differ: {whole:?}, {plain:?}"
+        );
         Ok(format!("parts={sizes:?} {}", answer::range(&whole)))
     }
 
@@ -206,17 +210,22 @@ impl Player {
 async fn merged_stream(
     mut kv: KvClient<Channel>,
     request: RangeRequest,
-) -> Result<(RangeResponse, Vec<usize>), Status> {
-    let mut parts = kv.range_stream(request).await?.into_inner();
+    meanwhile: Meanwhile,
+) -> Result<(RangeResponse, Vec<usize>), request::Error> {
+    let refused = |status| answer::refusal(&status);
+    let parts = kv.range_stream(request).await.map_err(refused)?;
+    let mut parts = parts.into_inner();
     let (mut whole, mut sizes) = (RangeResponse::default(), Vec::new());
-    while let Some(part) = parts.message().await? {
-        assert!(
-            whole.header.is_none(),
-            "a part followed the one with a header"
-        );
-        let part = part
-            .range_response
-            .expect("every part carries a range response");
+    let mut next = parts.message().await.map_err(refused)?;
+    if let Some(txn) = meanwhile.txn {
+        kv.txn(txn).await.map_err(refused)?;
+    }
+    if let Some(compact) = meanwhile.compact {
+        kv.compact(compact).await.map_err(refused)?;
+    }
+    while let Some(part) = next {
+        assert!(whole.header.is_none(), "a part followed the last");
+        let part = part.range_response.expect("a part is an answer");
         assert!(
             part.header.is_some() || (!part.more && part.count == 0),
             "only the last part counts: {part:?}"
@@ -224,6 +233,8 @@ async fn merged_stream(
         sizes.push(part.kvs.len());
         whole.kvs.extend(part.kvs);
         (whole.header, whole.more, whole.count) = (part.header, part.more, part.count);
+        let refused = |status| answer::refusal(&status) + " after some parts";
+        next = parts.message().await.map_err(refused)?;
     }
     assert!(whole.header.is_some(), "the last part has a header");
     Ok((whole, sizes))
@@ -240,7 +251,7 @@ impl goldenscript::Runner for Player {
         let words = Words::new(&command.args);
         Ok(match command.name.as_str() {
             "get" => answer::range(&self.ask(self.kv().range(request::range(words)?))?),
-            "stream" => self.stream(request::range(words)?)?,
+            "stream" => self.stream(words)?,
             "put" => answer::put(&self.ask(self.kv().put(request::put(words)?))?),
             "del" => answer::delete(&self.ask(self.kv().delete_range(request::delete(words)?))?),
             "txn" => answer::txn(&self.ask(self.kv().txn(request::txn(words)?))?),
@@ -253,7 +264,7 @@ impl goldenscript::Runner for Player {
             "status" => self.status()?,
             "members" => self.members()?,
             "restart" => {
-                self.restart();
+                self.restart(&words.rest());
                 String::new()
             }
             name => return Err(format!("there is no command {name:?}").into()),

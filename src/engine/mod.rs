@@ -261,30 +261,57 @@ impl Engine {
             keys_max: usize::MAX,
             count,
         };
-        let (view, chosen) = self
-            .read_apart_with_view(view, move |view, counts| {
-                range::select(view, &request, at, effort, counts)
-            })
-            .await?;
-        let Selected::Done(chosen) = chosen else {
-            unreachable!("no range is longer than all effort");
+        let request = Arc::new(request);
+        let (chosen, view) = self.select_apart(view, &request, at, effort).await?;
+        let units = match chosen.bytes() {
+            ..=LARGE_ANSWER_BYTES => None,
+            bytes => Some((bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32),
         };
-        let room = self.room_for(&chosen).await?;
-        let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
-        let ranged = self.run_apart(view, fetch).await?;
-        Ok((ranged, room))
+        let Some(units) = units else {
+            return Ok((self.fetch_apart(view, chosen, newest).await?, None));
+        };
+        let rooms = Arc::clone(&self.large_answers);
+        if let Ok(room) = Arc::clone(&rooms).try_acquire_many_owned(units) {
+            let ranged = self.fetch_apart(view, chosen, newest).await?;
+            return Ok((ranged, Some(Arc::new(room))));
+        }
+        // No view is held while others send their answers: what is there at a revision stays.
+        drop((chosen, view));
+        let room = rooms
+            .acquire_many_owned(units)
+            .await
+            .map_err(|_| Error::Stopped)?;
+        let view = self.view();
+        range::resolve(&view, at as i64, view.revision)?;
+        let (chosen, view) = self.select_apart(view, &request, at, effort).await?;
+        let ranged = self.fetch_apart(view, chosen, newest).await?;
+        Ok((ranged, Some(Arc::new(room))))
     }
 
-    async fn room_for(&self, chosen: &Selection) -> Result<AnswerRoom, Error> {
-        let bytes = chosen.bytes();
-        if bytes <= LARGE_ANSWER_BYTES {
-            return Ok(None);
+    async fn select_apart(
+        self: &Arc<Self>,
+        view: Arc<View>,
+        request: &Arc<Range>,
+        at: u64,
+        effort: Effort,
+    ) -> Result<(Selection, Arc<View>), Error> {
+        let request = Arc::clone(request);
+        let select =
+            move |view: &View, counts: &Counts| range::select(view, &request, at, effort, counts);
+        match self.read_apart_in(view, select).await? {
+            (Selected::Done(chosen), view) => Ok((chosen, view)),
+            (Selected::TooLong, _) => unreachable!("no range is longer than all effort"),
         }
-        let units = (bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32;
-        let room = Arc::clone(&self.large_answers)
-            .acquire_many_owned(units)
-            .await;
-        Ok(Some(Arc::new(room.map_err(|_| Error::Stopped)?)))
+    }
+
+    async fn fetch_apart(
+        self: &Arc<Self>,
+        view: Arc<View>,
+        chosen: Selection,
+        newest: u64,
+    ) -> Result<Ranged, Error> {
+        let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
+        Ok(self.read_apart_in(view, fetch).await?.0)
     }
 
     /// Runs a read on a thread for reads, in the current view.
@@ -292,39 +319,29 @@ impl Engine {
         self: &Arc<Self>,
         read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (_, answer) = self.read_apart_with_view(self.view(), read).await?;
-        Ok(answer)
+        Ok(self.read_apart_in(self.view(), read).await?.0)
     }
 
-    /// As [`Engine::read_apart`], in `view`; if that was closed meanwhile, once more in a new one.
-    async fn read_apart_with_view<T: Send + 'static>(
+    /// As [`Engine::read_apart`], in `view`, or if that was closed meanwhile, in one as new; the
+    /// answer comes with the view that it is from.
+    async fn read_apart_in<T: Send + 'static>(
         self: &Arc<Self>,
         view: Arc<View>,
         read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
-    ) -> Result<(Arc<View>, T), Error> {
-        let engine = Arc::clone(self);
-        let again = move |view: &View, counts: &Counts| match read(view, counts) {
-            Err(Error::Storage(storage::Error::Closed)) => {
-                let view = engine.view();
-                Ok((Arc::clone(&view), read(&view, counts)?))
-            }
-            answer => Ok((Arc::new(view.clone()), answer?)),
-        };
-        self.run_apart(view, again).await
-    }
-
-    async fn run_apart<T: Send + 'static>(
-        self: &Arc<Self>,
-        view: Arc<View>,
-        read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
+    ) -> Result<(T, Arc<View>), Error> {
         let _thread = self
             .read_threads
             .acquire()
             .await
             .map_err(|_| Error::Stopped)?;
         let engine = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || read(&view, &engine.counts));
+        let done = tokio::task::spawn_blocking(move || match read(&view, &engine.counts) {
+            Err(Error::Storage(storage::Error::Closed)) => {
+                let view = engine.view();
+                Ok((read(&view, &engine.counts)?, view))
+            }
+            answer => Ok((answer?, view)),
+        });
         done.await.unwrap_or(Err(Error::Stopped))
     }
 }
@@ -338,7 +355,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Stops the background thread when the writer ends, by a panic too.
+/// Ends the background thread when the writer ends, by a panic too.
 struct StopOnDrop(Arc<Background>);
 
 impl Drop for StopOnDrop {

@@ -74,8 +74,7 @@ impl Writer {
             let Taken { commands, closed } = self.queue.take(PATIENCE);
             let mut commands = commands.into_iter().peekable();
             while commands.peek().is_some() {
-                let batch = commands.by_ref().take(BATCH_COMMANDS_MAX).collect();
-                self.serve(batch)?;
+                self.serve(commands.by_ref().take(BATCH_COMMANDS_MAX).collect())?;
             }
             if closed {
                 break;
@@ -103,7 +102,7 @@ impl Writer {
         }
     }
 
-    fn serve(&mut self, batch: Vec<Asked>) -> Result<(), storage::Error> {
+    fn serve(&mut self, mut batch: Vec<Asked>) -> Result<(), storage::Error> {
         let outcomes = loop {
             match self.decide(&batch) {
                 Ok(outcomes) => break outcomes,
@@ -119,6 +118,16 @@ impl Writer {
                         break batch.iter().map(|_| Err(Error::NoSpace)).collect();
                     }
                     self.store.space().give_up()?;
+                }
+                Err(storage::Error::TooLarge) => {
+                    self.store.take_back();
+                    if batch.len() == 1 {
+                        break vec![Err(Error::RequestTooLarge)];
+                    }
+                    // Whatever is too large by itself is found by halves.
+                    let rest = batch.split_off(batch.len() / 2);
+                    self.serve(batch)?;
+                    return self.serve(rest);
                 }
                 Err(error) => return Err(error),
             }

@@ -87,7 +87,7 @@ impl Model {
     /// Runs a txn.
     pub fn txn(&mut self, txn: &Txn) -> Result<Decided, Error> {
         let taken = self.choose(txn);
-        self.check(txn, &taken)?;
+        self.check(txn, &taken, &mut Vec::new())?;
         Ok(self.run(txn, &taken, self.revision() + 1))
     }
 
@@ -289,7 +289,12 @@ impl Model {
         pairs.iter().all(|pair| pair_holds(pair, guard))
     }
 
-    fn check(&self, txn: &Txn, taken: &Taken) -> Result<(), Error> {
+    fn check<'a>(
+        &self,
+        txn: &'a Txn,
+        taken: &Taken,
+        deleted: &mut Vec<&'a KeyRange>,
+    ) -> Result<(), Error> {
         let mut nested = taken.nested.iter();
         for op in branch(txn, taken.succeeded) {
             match op {
@@ -303,9 +308,19 @@ impl Model {
                         return Err(Error::Compacted);
                     }
                 }
-                Op::Put(put) => self.check_put(put)?,
-                Op::DeleteRange(_) => {}
-                Op::Txn(txn) => self.check(txn, nested.next().expect("it was chosen"))?,
+                Op::Put(put) => {
+                    self.check_put(put)?;
+                    // Unlike etcd, which dies of it: what this txn deletes cannot be kept.
+                    let keeps = put.ignore_value || put.ignore_lease;
+                    if keeps && deleted.iter().any(|range| holds_key(range, &put.key)) {
+                        return Err(Error::KeyNotFound);
+                    }
+                }
+                Op::DeleteRange(delete) => deleted.push(&delete.range),
+                Op::Txn(txn) => {
+                    let taken = nested.next().expect("it was chosen");
+                    self.check(txn, taken, deleted)?;
+                }
             }
         }
         Ok(())

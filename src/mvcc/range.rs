@@ -204,17 +204,10 @@ fn sort(view: &View, request: &Range, picked: &mut [Picked]) -> Result<(), Error
         Target::Create => by(picked, descending, |p| p.met.version.create),
         Target::Mod => by(picked, descending, |p| p.met.version.revision.main),
         Target::Value => {
-            for pick in picked.iter_mut() {
-                pick.met.record = Some(view.record(&pick.met)?);
-            }
             let mut keyed = Vec::with_capacity(picked.len());
             for pick in picked.iter() {
-                let record = pick.met.record.as_ref().expect("just read");
-                keyed.push((
-                    KeyValue::of(record)?.value,
-                    pick.key.clone(),
-                    pick.met.clone(),
-                ));
+                let value = KeyValue::of(&view.record(&pick.met)?)?.value;
+                keyed.push((value, pick.key.clone(), pick.met.clone()));
             }
             keyed.sort_by(|a, b| {
                 let ascending = a.0.cmp(&b.0);
@@ -246,14 +239,14 @@ impl Selection {
     }
 
     /// Reads the chosen versions; `newest` is the revision that the answer names.
-    pub fn fetch(self, view: &View, newest: u64) -> Result<Ranged, Error> {
+    pub fn fetch(&self, view: &View, newest: u64) -> Result<Ranged, Error> {
         let mut kvs = Vec::with_capacity(self.picked.len());
-        for Picked { key, met } in self.picked {
+        for Picked { key, met } in &self.picked {
             let version = &met.version;
             kvs.push(match self.keys_only {
-                None => KeyValue::of(&view.record(&met)?)?,
+                None => KeyValue::of(&view.record(met)?)?,
                 Some(keys_only) => KeyValue {
-                    key,
+                    key: key.clone(),
                     create: version.create,
                     modified: version.revision.main,
                     version: version.version,

@@ -12,6 +12,7 @@ use super::counts::Counts;
 use super::request::{Decided, Op, OpAnswer, Put, Range, Txn};
 use super::write_txn::{NEWEST, WriteTxn};
 use super::{Error, range};
+use crate::storage::key_range::KeyRange;
 use crate::storage::row::Stamp;
 use crate::storage::store::Store;
 use crate::storage::view::View;
@@ -31,13 +32,7 @@ pub fn write(
 ) -> Result<Decided, Error> {
     let path = choose(store.view(), NEWEST, txn)?;
     let before = store.revision();
-    check(
-        store.view(),
-        before,
-        txn,
-        &mut path.clone().into_iter(),
-        lease_exists,
-    )?;
+    Check::new(store.view(), before, lease_exists).ops(txn, &mut path.clone().into_iter())?;
     let mut write = WriteTxn::begin(store, stamp);
     let decided = run(&mut write, txn, &mut path.into_iter())?;
     write.end();
@@ -48,13 +43,7 @@ pub fn write(
 pub fn read(view: &View, txn: &Txn, counts: &Counts) -> Result<Decided, Error> {
     let path = choose(view, view.revision, txn)?;
     let no_puts = |_| unreachable!("a txn that only reads has no put");
-    check(
-        view,
-        view.revision,
-        txn,
-        &mut path.clone().into_iter(),
-        &no_puts,
-    )?;
+    Check::new(view, view.revision, &no_puts).ops(txn, &mut path.clone().into_iter())?;
     let succeeded = path[0];
     let mut answers = Vec::new();
     for op in branch(txn, succeeded) {
@@ -119,22 +108,46 @@ fn extend(view: &View, at: u64, txn: &Txn, path: &mut Vec<bool>) -> Result<(), E
     Ok(())
 }
 
-fn check(
-    view: &View,
+/// What is checked of the operations that will run, in their order.
+struct Check<'a> {
+    view: &'a View,
     before: u64,
-    txn: &Txn,
-    path: &mut Path,
-    lease_exists: LeaseExists<'_>,
-) -> Result<(), Error> {
-    for op in branch(txn, step(path)) {
-        match op {
-            Op::Range(request) => check_revision(view, before, request.revision)?,
-            Op::Put(put) => check_put(view, before, put, lease_exists)?,
-            Op::DeleteRange(_) => {}
-            Op::Txn(nested) => check(view, before, nested, path, lease_exists)?,
+    lease_exists: LeaseExists<'a>,
+    deleted: Vec<&'a KeyRange>,
+}
+
+impl<'a> Check<'a> {
+    fn new(view: &'a View, before: u64, lease_exists: LeaseExists<'a>) -> Check<'a> {
+        Check {
+            view,
+            before,
+            lease_exists,
+            deleted: Vec::new(),
         }
     }
-    Ok(())
+
+    fn ops(&mut self, txn: &'a Txn, path: &mut Path) -> Result<(), Error> {
+        for op in branch(txn, step(path)) {
+            match op {
+                Op::Range(request) => check_revision(self.view, self.before, request.revision)?,
+                Op::Put(put) => self.put(put)?,
+                Op::DeleteRange(delete) => self.deleted.push(&delete.range),
+                Op::Txn(nested) => self.ops(nested, path)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&self, put: &Put) -> Result<(), Error> {
+        check_put(self.view, self.before, put, self.lease_exists)?;
+        // A delete of all keys from one on may come before a put of one of them (see `overlap`).
+        // Then nothing is left to keep; etcd 3.7.3 dies of that.
+        let keeps = put.ignore_value || put.ignore_lease;
+        if keeps && self.deleted.iter().any(|range| range.contains(&put.key)) {
+            return Err(Error::KeyNotFound);
+        }
+        Ok(())
+    }
 }
 
 /// Within a txn a negative revision is compared with the floor like any other, which is -1 before

@@ -2,23 +2,25 @@
 //!
 //! Looks at every row of the tables and every batch of the log, and says of the first that should
 //! not be there what is wrong with it. What it proves is what docs/format.md promises:
-//! - `history` and `index` have a row each for every version, saying the same.
+//! - `history` and `index` have a row each for every version, saying the same; beyond the revision
+//!   that the tables have come to, rows stand in the log as well.
 //! - The versions of a key form whole generations, cut only by compaction.
 //! - What compaction at `meta.swept` removes is gone, and the floor is not above history.
 //! - `meta` counts rows and bytes right.
 //! - The log begins where the tables end, and history runs on in it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::log::{self, Log};
-use super::memtable::Memtable;
-use super::record::Record;
+use super::log::Log;
+use super::memtable::{self, Memtable};
+use super::record::{Record, key_of};
 use super::redb::meta::Meta;
 use super::redb::{Database, Progress, REVISION_BYTES, Reader};
 use super::revision::Revision;
-use super::row::{HistoryRow, Version};
+use super::row::{Change, HistoryRow, Version};
 use super::store::{self, DATABASE_FILE};
 use super::{Damaged, Error};
 
@@ -93,122 +95,193 @@ pub fn check(
 ) -> Result<Report, Finding> {
     let file = data.open(DATABASE_FILE).map_err(Error::from)?;
     let database = Database::open(file, CACHE_BYTES)?;
-    let reader = database.reader()?;
+    let reader = &database.reader()?;
     let meta = &reader.meta;
     if meta.floor > Some(meta.revision) || meta.swept > meta.floor.unwrap_or(0) {
         return wrong("meta", "the floor or the sweep is ahead of history");
     }
-    let rows = 2 * meta.rows;
+    let memtable = Memtable::default();
+    let mut upto = Progress::of(meta);
+    let summary = Log::read(log.as_ref(), meta.applied_batch, &mut |batch| {
+        Ok(store::replay(&memtable, &mut upto, &batch)?)
+    });
+    let summary = summary.map_err(Error::from)?;
+    let tables = Tables {
+        reader,
+        unsettled: unsettled(&memtable),
+    };
+    let rows = meta.history_rows + meta.index_rows;
     let mut done = 0;
     let mut step = || {
         done += 1;
         progress(done, rows);
     };
-    check_history(&reader, &mut step)?;
-    check_index(&reader, &mut step)?;
-    let (unsettled, progress, torn_bytes) = check_log(log.as_ref(), &reader)?;
+    let in_history = tables.check_history(&mut step)?;
+    let in_index = tables.check_index(&mut step)?;
+    if in_history != in_index {
+        return wrong("index", "it has rows that history lacks");
+    }
+    check_log(&memtable, reader)?;
     Ok(Report {
-        settled: meta.rows,
-        unsettled,
-        revision: progress.revision,
-        floor: progress.floor,
-        torn_bytes,
+        settled: in_history,
+        unsettled: memtable.len() as u64,
+        revision: upto.revision,
+        floor: upto.floor,
+        torn_bytes: summary.torn_bytes,
     })
 }
 
-/// Each row of history is well formed, in its place, and has its row in the index.
-fn check_history(reader: &Reader, step: &mut impl FnMut()) -> Result<(), Finding> {
-    let (mut rows, mut bytes) = (0, 0);
-    let mut last: Option<Revision> = None;
-    let mut finding = Ok(());
-    reader.for_each_history(|at, value| {
-        rows += 1;
-        bytes += (REVISION_BYTES + value.len()) as u64;
-        let checked = check_history_row(reader, last, at, value);
-        last = Some(at);
-        step();
-        let sound = checked.is_ok();
-        finding = checked;
-        Ok(sound)
-    })?;
-    finding?;
-    if (rows, bytes) != (reader.meta.rows, reader.meta.history_bytes) {
-        return wrong("meta", "rows or bytes of history are not as counted");
+/// The changes of the log that the tables need not have yet.
+fn unsettled(memtable: &Memtable) -> BTreeMap<Revision, Change> {
+    let mut changes = BTreeMap::new();
+    let mut place = 0;
+    while place < memtable.len() {
+        place += memtable.with_run(place, |run| {
+            let run_changes = run.iter().map(|change| (change.revision, change.clone()));
+            changes.extend(run_changes);
+            run.len()
+        });
     }
-    Ok(())
+    changes
 }
 
-fn check_history_row(
-    reader: &Reader,
-    last: Option<Revision>,
-    at: Revision,
-    value: &[u8],
-) -> Result<(), Finding> {
-    let place = format_args!("history {at}").to_string();
-    let row = HistoryRow::decode(value)?;
-    let record = Record::decode(row.record)?;
-    let tombstone = record.version == 0;
-    if at.main > reader.meta.revision {
-        return wrong(place, "newer than the newest revision");
-    }
-    if row.stamp.is_some() != (at.sub == 0) {
-        return wrong(
-            place,
-            "a stamp lies with the first change of a txn, and only there",
-        );
-    }
-    if tombstone != row.tombstone || !tombstone && record.modified != at.main {
-        return wrong(place, "the record contradicts its row");
-    }
-    let whole_txn_kept = Some(at.main) > Some(reader.meta.swept);
-    let runs_on = match last {
-        Some(last) if last.main == at.main => at.sub == last.sub + 1,
-        Some(last) => at.main == last.main + 1 && at.sub == 0,
-        None => at.sub == 0,
-    };
-    if whole_txn_kept && last.is_some_and(|last| last.main > reader.meta.swept) && !runs_on {
-        return wrong(place, "a change before it is missing");
-    }
-    match reader.index_row(record.key, at)? {
-        None => wrong(place, "the index has no row for it"),
-        Some(indexed) if indexed != Version::of(&record, at, tombstone) => {
-            wrong(place, "the index says something else")
+/// The tables, and what a flush that a crash cut short may have put into them already.
+struct Tables<'a> {
+    reader: &'a Reader,
+    unsettled: BTreeMap<Revision, Change>,
+}
+
+impl Tables<'_> {
+    /// Each row of history is well formed, in its place, and has its row in the index. Answers how
+    /// many there are up to the revision that the tables have come to.
+    fn check_history(&self, step: &mut impl FnMut()) -> Result<u64, Finding> {
+        let meta = &self.reader.meta;
+        let (mut rows, mut bytes, mut settled) = (0, 0, 0);
+        let mut last: Option<Revision> = None;
+        let mut finding = Ok(());
+        self.reader.for_each_history(|at, value| {
+            rows += 1;
+            bytes += (REVISION_BYTES + value.len()) as u64;
+            let checked = if at.main > meta.revision {
+                self.check_unfinished(at, value)
+            } else {
+                settled += 1;
+                let checked = self.check_history_row(last, at, value);
+                last = Some(at);
+                checked
+            };
+            step();
+            let sound = checked.is_ok();
+            finding = checked;
+            Ok(sound)
+        })?;
+        finding?;
+        let newest = last.map_or(1, |last| last.main);
+        if newest < meta.revision && meta.revision > meta.swept {
+            return wrong("history", "its newest changes are missing");
         }
-        Some(_) => Ok(()),
+        if (rows, bytes) != (meta.history_rows, meta.history_bytes) {
+            return wrong("meta", "rows or bytes of history are not as counted");
+        }
+        Ok(settled)
     }
-}
 
-/// The versions of each key form whole generations. With as many rows as history, each of which
-/// has one here, there is none too many.
-fn check_index(reader: &Reader, step: &mut impl FnMut()) -> Result<(), Finding> {
-    let (mut rows, mut bytes) = (0, 0);
-    let mut newer: Option<(Vec<u8>, Version)> = None;
-    let mut finding = Ok(());
-    reader.for_each_index(|key, at, value| {
-        rows += 1;
-        bytes += (key.len() + REVISION_BYTES + value.len()) as u64;
-        let version = Version::decode(at, value)?;
-        let checked = match &newer {
-            Some((newer_key, newer)) if newer_key == key => {
-                check_follows(newer, &version, reader.meta.swept)
-            }
-            Some((_, oldest)) => check_oldest(oldest, &reader.meta),
-            None => Ok(()),
+    fn check_history_row(
+        &self,
+        last: Option<Revision>,
+        at: Revision,
+        value: &[u8],
+    ) -> Result<(), Finding> {
+        let swept = self.reader.meta.swept;
+        let place = format!("history {at}");
+        let row = HistoryRow::decode(value)?;
+        let record = Record::decode(row.record)?;
+        let tombstone = record.version == 0;
+        if row.stamp.is_some() != (at.sub == 0) {
+            return wrong(
+                place,
+                "a stamp lies with the first change of a txn, and only there",
+            );
+        }
+        if tombstone != row.tombstone || !tombstone && record.modified != at.main {
+            return wrong(place, "the record contradicts its row");
+        }
+        let runs_on = match last {
+            Some(last) if last.main == at.main => at.sub == last.sub + 1,
+            Some(last) if last.main > swept => at.main == last.main + 1 && at.sub == 0,
+            // Revision 1 is the empty store.
+            _ => at.main == swept.max(1) + 1 && at.sub == 0,
         };
-        newer = Some((key.to_vec(), version));
-        step();
-        let sound = checked.is_ok();
-        finding = checked;
-        Ok(sound)
-    })?;
-    finding?;
-    if let Some((_, oldest)) = &newer {
-        check_oldest(oldest, &reader.meta)?;
+        if at.main > swept && !runs_on {
+            return wrong(place, "a change before it is missing");
+        }
+        match self.reader.index_row(record.key, at)? {
+            None => wrong(place, "the index has no row for it"),
+            Some(indexed) if indexed != Version::of(&record, at) => {
+                wrong(place, "the index says something else")
+            }
+            Some(_) => Ok(()),
+        }
     }
-    if (rows, bytes) != (reader.meta.rows, reader.meta.index_bytes) {
-        return wrong("meta", "rows or bytes of the index are not as counted");
+
+    /// A row of history beyond the revision that the tables have come to stands in the log too.
+    fn check_unfinished(&self, at: Revision, value: &[u8]) -> Result<(), Finding> {
+        let row = HistoryRow::decode(value)?;
+        match self.unsettled.get(&at) {
+            Some(change) if change.history_row() == row => Ok(()),
+            _ => wrong(
+                format!("history {at}"),
+                "newer than the tables, and not in the log",
+            ),
+        }
     }
-    Ok(())
+
+    /// The versions of each key form whole generations. With as many rows as history, each of
+    /// which has one here, there is none too many. Answers how many there are up to the revision
+    /// that the tables have come to.
+    fn check_index(&self, step: &mut impl FnMut()) -> Result<u64, Finding> {
+        let meta = &self.reader.meta;
+        let (mut rows, mut bytes, mut settled) = (0, 0, 0);
+        let mut newer: Option<(Vec<u8>, Version)> = None;
+        let mut finding = Ok(());
+        self.reader.for_each_index(|key, at, value| {
+            rows += 1;
+            bytes += (key.len() + REVISION_BYTES + value.len()) as u64;
+            step();
+            let version = Version::decode(at, value)?;
+            let checked = if at.main > meta.revision {
+                match self.unsettled.get(&at) {
+                    Some(change) if change.key() == key && change.version() == version => Ok(()),
+                    _ => wrong(
+                        format!("index {at}"),
+                        "newer than the tables, and not in the log",
+                    ),
+                }
+            } else {
+                settled += 1;
+                let checked = match &newer {
+                    Some((newer_key, newer)) if newer_key == key => {
+                        check_follows(newer, &version, meta.swept)
+                    }
+                    Some((_, oldest)) => check_oldest(oldest, meta),
+                    None => Ok(()),
+                };
+                newer = Some((key.to_vec(), version));
+                checked
+            };
+            let sound = checked.is_ok();
+            finding = checked;
+            Ok(sound)
+        })?;
+        finding?;
+        if let Some((_, oldest)) = &newer {
+            check_oldest(oldest, meta)?;
+        }
+        if (rows, bytes) != (meta.index_rows, meta.index_bytes) {
+            return wrong("meta", "rows or bytes of the index are not as counted");
+        }
+        Ok(settled)
+    }
 }
 
 /// Whether `newer` can come right after `older`.
@@ -246,34 +319,27 @@ fn continues(version: &Version, before: Option<&Version>) -> bool {
     }
 }
 
-/// The log goes on where the tables end, and each of its changes continues its key.
-fn check_log(disk: &dyn Disk, reader: &Reader) -> Result<(u64, Progress, u64), Finding> {
-    let memtable = Memtable::default();
-    let mut progress = Progress::of(&reader.meta);
-    let summary = Log::read(disk, reader.meta.applied_batch, &mut |batch: log::Batch<
-        '_,
-    >| {
-        Ok(store::replay(&memtable, &mut progress, &batch)?)
-    });
-    let summary = summary.map_err(Error::from)?;
-    let mut finding = Ok(());
-    let mut last: Option<(Vec<u8>, Version)> = None;
-    memtable.for_each_by_key(|key, version| -> Result<(), Finding> {
-        let settled;
-        let before = match &last {
-            Some((last_key, before)) if last_key == key => Some(before),
-            _ => {
-                settled = reader.newest(key, u64::MAX)?;
-                settled.as_ref()
-            }
-        };
-        if finding.is_ok() && !continues(version, before) {
-            let place = format!("log, version {}", version.revision);
-            finding = wrong(place, "it does not follow the version before it");
+/// Each change of the log continues its key.
+fn check_log(memtable: &Memtable, reader: &Reader) -> Result<(), Finding> {
+    let mut last: Option<(Arc<[u8]>, Version)> = None;
+    loop {
+        let from = last.as_ref().map(|(record, _)| key_of(record));
+        let versions = memtable.versions_behind(from, memtable::CHUNK);
+        if versions.is_empty() {
+            return Ok(());
         }
-        last = Some((key.to_vec(), *version));
-        Ok(())
-    })?;
-    finding?;
-    Ok((memtable.len() as u64, progress, summary.torn_bytes))
+        last = None;
+        for (record, version) in versions {
+            let key = key_of(&record);
+            let before = match &last {
+                Some((last, before)) if key_of(last) == key => Some(*before),
+                _ => reader.newest(key, reader.meta.revision)?,
+            };
+            if !continues(&version, before.as_ref()) {
+                let place = format!("log, version {}", version.revision);
+                return wrong(place, "it does not follow the version before it");
+            }
+            last = Some((record, version));
+        }
+    }
 }

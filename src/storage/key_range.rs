@@ -13,6 +13,9 @@ pub struct KeyRange {
     pub end: End,
 }
 
+/// The bounds of a key range, as ordered maps take them.
+pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// Where a key range ends.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum End {
@@ -58,7 +61,7 @@ impl KeyRange {
     }
 
     /// The bounds for an ordered map; `None` for an empty range, which such maps refuse.
-    pub fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub fn bounds(&self) -> Option<Bounds<'_>> {
         let start = &self.start[..];
         match &self.end {
             End::Single => Some((Bound::Included(start), Bound::Included(start))),

@@ -34,6 +34,9 @@ const READ_BYTES: usize = 1 << 20;
 /// Capacity of the write buffer that is kept from batch to batch.
 const KEPT_BYTES: usize = 4 << 20;
 
+/// Most bytes of rows in one batch: only a delete of many millions of keys comes near.
+pub const BATCH_BYTES_MAX: usize = 2 << 30;
+
 /// How the log is laid out.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -58,6 +61,9 @@ pub enum Error {
     /// No room for a segment. The log is as it was.
     #[error("the disk is full")]
     NoSpace,
+    /// More than [`BATCH_BYTES_MAX`] in one batch. The log is as it was.
+    #[error("the batch is too large")]
+    TooLarge,
     /// The log holds what was never written.
     #[error("the log is damaged: {file} at byte {offset}: {what}")]
     Damaged {
@@ -202,8 +208,11 @@ impl Log {
     }
 
     /// Appends a batch whose last command is `index`, and syncs it; answers its number. After
-    /// [`Error::NoSpace`] the log is as before; any other error is the end.
+    /// [`Error::NoSpace`] or [`Error::TooLarge`] the log is as before; any other error is the end.
     pub fn append(&mut self, index: u64, rows: &[u8]) -> Result<u64, Error> {
+        if rows.len() > BATCH_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
         let number = self.last_batch + 1;
         let length = frame_len(rows.len()) as u64;
         if self.current.size - self.current.end < length {
@@ -514,6 +523,7 @@ fn read_all(
 /// The bytes of a segment without the zeros at its end that were never written.
 fn read_used(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let size = usize::try_from(file.size()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let zeros = vec![0; READ_BYTES.min(size)];
     let mut bytes = Vec::new();
     let mut zeros_from = 0;
     while bytes.len() < size {
@@ -521,7 +531,7 @@ fn read_used(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
         let length = READ_BYTES.min(size - begun);
         bytes.resize(begun + length, 0);
         file.read_at(&mut bytes[begun..], begun as u64)?;
-        if bytes[begun..].iter().any(|byte| *byte != 0) {
+        if bytes[begun..] != zeros[..length] {
             zeros_from = bytes.len();
         }
     }
@@ -533,6 +543,7 @@ impl From<Error> for super::Error {
     fn from(error: Error) -> super::Error {
         match error {
             Error::NoSpace => super::Error::NoSpace,
+            Error::TooLarge => super::Error::TooLarge,
             Error::Rows(damaged) => super::Error::Damaged(damaged),
             Error::Io(error) => super::Error::Io(error),
             error @ (Error::Damaged { .. } | Error::Newer { .. }) => super::Error::Log(error),

@@ -34,6 +34,9 @@ pub enum Error {
     /// No room on the disk. The store goes on; asking again can help.
     #[error("the disk is full")]
     NoSpace,
+    /// More in one batch than the log can hold: see [`log::BATCH_BYTES_MAX`].
+    #[error("the batch is larger than the log takes")]
+    TooLarge,
     /// The database was closed and opened again under this view: a new view can read on.
     #[error("this view of the database was closed")]
     Closed,

@@ -7,7 +7,7 @@
 //! What holds: `Record::encode` and [`Record::decode`] are inverse; decoding accepts exactly what
 //! encoding writes (any other bytes are damage), and never panics.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 use super::Damaged;
 use super::varint;
@@ -51,10 +51,10 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The record in an allocation of its own.
-    pub fn encode(&self) -> Bytes {
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
         assert!(!self.key.is_empty(), "a record has a key");
-        let mut out = BytesMut::with_capacity(self.encoded_len());
+        let mut out = Vec::with_capacity(self.encoded_len());
         out.put_u8(KEY);
         varint::put(&mut out, self.key.len() as u64);
         out.put_slice(self.key);
@@ -78,7 +78,7 @@ impl<'a> Record<'a> {
             varint::put(&mut out, self.lease as u64);
         }
         assert_eq!(out.len(), self.encoded_len(), "the length was right");
-        out.freeze()
+        out
     }
 
     fn encoded_len(&self) -> usize {
@@ -127,6 +127,12 @@ impl<'a> Record<'a> {
             Err(WHAT)
         }
     }
+}
+
+/// The key of a record, without a look at the rest. For records that [`Record::encode`] wrote.
+pub fn key_of(record: &[u8]) -> &[u8] {
+    let mut rest = &record[1..];
+    varint::take_bytes(&mut rest).expect("a record begins with its key")
 }
 
 /// Steps over `tag` if it comes next.

@@ -9,9 +9,9 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 
-use super::record::Record;
+use super::record::{self, Record};
 use super::revision::Revision;
 use super::{Damaged, varint};
 
@@ -108,10 +108,10 @@ pub struct Version {
 
 impl Version {
     /// What the index keeps of `record`, written at `revision`.
-    pub fn of(record: &Record<'_>, revision: Revision, tombstone: bool) -> Version {
+    pub fn of(record: &Record<'_>, revision: Revision) -> Version {
         Version {
             revision,
-            tombstone,
+            tombstone: record.version == 0,
             create: record.create,
             version: record.version,
             lease: record.lease,
@@ -221,15 +221,13 @@ impl<'a> LogRow<'a> {
     }
 }
 
-/// A change on its way into the memtable: decided, and owned.
+/// A change, decided and owned: 56 bytes beside its record, since a memtable holds many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What the index needs.
-    pub version: Version,
+    /// When it was made.
+    pub revision: Revision,
     /// The version record, in an allocation of its own.
-    pub record: Bytes,
-    /// Bytes of the key within the record.
-    pub key: Bytes,
+    pub record: Arc<[u8]>,
     /// With the first change of a txn.
     pub stamp: Option<Stamp>,
 }
@@ -237,14 +235,9 @@ pub struct Change {
 impl Change {
     /// The change that writes `record` at `revision`.
     pub fn new(revision: Revision, record: &Record<'_>, stamp: Option<Stamp>) -> Change {
-        let tombstone = record.version == 0;
-        let bytes = record.encode();
-        // The key stands first, behind its tag and its length.
-        let start = 1 + varint::len(record.key.len() as u64);
         Change {
-            version: Version::of(record, revision, tombstone),
-            key: bytes.slice(start..start + record.key.len()),
-            record: bytes,
+            revision,
+            record: record.encode().into(),
             stamp,
         }
     }
@@ -265,13 +258,28 @@ impl Change {
         if tombstone != row.tombstone || !agrees {
             return Err(Damaged("a change whose record contradicts its row"));
         }
-        Ok(Change::new(revision, &record, stamp))
+        Ok(Change {
+            revision,
+            record: row.record.into(),
+            stamp,
+        })
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &[u8] {
+        record::key_of(&self.record)
+    }
+
+    /// What the index keeps of it.
+    pub fn version(&self) -> Version {
+        let record = Record::decode(&self.record).expect("the store wrote it");
+        Version::of(&record, self.revision)
     }
 
     /// Its row in `history` and in the log.
     pub fn history_row(&self) -> HistoryRow<'_> {
         HistoryRow {
-            tombstone: self.version.tombstone,
+            tombstone: self.version().tombstone,
             stamp: self
                 .stamp
                 .as_ref()
@@ -368,7 +376,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_come_back_as_they_were(change in any_change()) {
-            let revision = change.version.revision;
+            let revision = change.revision;
             let mut batch = Vec::new();
             LogRow::Floor(7).encode(&mut batch);
             LogRow::Change(revision, change.history_row()).encode(&mut batch);
@@ -379,8 +387,8 @@ mod tests {
             prop_assert_eq!(Change::from_log(at, &row)?, change.clone());
             prop_assert_eq!(LogRow::take(rest)?, LogRow::Term(3));
             prop_assert!(rest.is_empty());
-            let index = change.version.encode();
-            prop_assert_eq!(Version::decode(revision, &index)?, change.version);
+            let index = change.version().encode();
+            prop_assert_eq!(Version::decode(revision, &index)?, change.version());
         }
 
         #[test]

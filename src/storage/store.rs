@@ -234,7 +234,7 @@ impl Store {
 
     /// Adds a change to the batch, newer than all before it.
     pub fn push(&mut self, change: Change) {
-        let row = LogRow::Change(change.version.revision, change.history_row());
+        let row = LogRow::Change(change.revision, change.history_row());
         row.encode(&mut self.rows);
         self.view.active.push(change);
     }

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Error;
-use super::key_range::KeyRange;
+use super::key_range::{Bounds, KeyRange};
 use super::memtable::{CHUNK, Found, Memtable};
+use super::record::key_of;
 use super::redb::{Keys, Reader};
 use super::row::Version;
 
@@ -42,7 +43,7 @@ pub struct Met {
     /// What the index knows of the version.
     pub version: Version,
     /// The version record; otherwise [`View::record`] has it.
-    pub record: Option<Bytes>,
+    pub record: Option<Arc<[u8]>>,
 }
 
 impl View {
@@ -63,7 +64,7 @@ impl View {
     /// The version record of `met`.
     pub fn record(&self, met: &Met) -> Result<Bytes, Error> {
         match &met.record {
-            Some(record) => Ok(record.clone()),
+            Some(record) => Ok(Bytes::from_owner(Arc::clone(record))),
             None => self.settled.record(met.version.revision),
         }
     }
@@ -149,7 +150,7 @@ impl View {
     /// reports them: settled and not yet settled.
     pub fn data_bytes(&self) -> u64 {
         let meta = &self.settled.meta;
-        let waiting: usize = self.memtables().map(|memtable| memtable.bytes()).sum();
+        let waiting: usize = self.memtables().map(|memtable| memtable.rows_bytes()).sum();
         meta.history_bytes + meta.index_bytes + waiting as u64
     }
 
@@ -177,11 +178,7 @@ struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    fn new(
-        memtable: &'a Memtable,
-        (start, end): (Bound<&'a [u8]>, Bound<&'a [u8]>),
-        main: u64,
-    ) -> Layer<'a> {
+    fn new(memtable: &'a Memtable, (start, end): Bounds<'a>, main: u64) -> Layer<'a> {
         let mut chunk = Vec::new();
         memtable.chunk((start, end), main, &mut chunk);
         Layer {
@@ -194,7 +191,7 @@ impl<'a> Layer<'a> {
     }
 
     fn key(&self) -> Option<&[u8]> {
-        self.chunk.get(self.place).map(|found| &found.key[..])
+        self.chunk.get(self.place).map(Found::key)
     }
 
     fn met(&self) -> Met {
@@ -204,13 +201,14 @@ impl<'a> Layer<'a> {
     fn step(&mut self) {
         self.place += 1;
         if self.place == CHUNK {
-            let last = self.chunk[CHUNK - 1].key.clone();
+            let last = Arc::clone(&self.chunk[CHUNK - 1].record);
+            let last = key_of(&last);
             self.chunk.clear();
             self.place = 0;
-            let rest = (Bound::Excluded(&last[..]), self.end);
+            let rest = (Bound::Excluded(last), self.end);
             // An end at or before the last key would make the bounds inverted.
             let more = match self.end {
-                Bound::Excluded(end) | Bound::Included(end) => &last[..] < end,
+                Bound::Excluded(end) | Bound::Included(end) => last < end,
                 Bound::Unbounded => true,
             };
             if more {

@@ -49,6 +49,12 @@ impl<'a> Words<'a> {
         words
     }
 
+    /// All words as they stand.
+    pub(crate) fn rest(self) -> Vec<&'a str> {
+        assert!(self.named.is_empty(), "a flag is one quoted word");
+        self.positional
+    }
+
     fn first(&mut self, what: &str) -> Result<&'a str> {
         if self.positional.is_empty() {
             return Err(format!("{what} is missing").into());
@@ -138,6 +144,27 @@ pub(crate) fn range(mut words: Words<'_>) -> Result<RangeRequest> {
     words.done(request)
 }
 
+/// What happens between the first part of a stream and the second.
+#[derive(Default)]
+pub(crate) struct Meanwhile {
+    pub(crate) txn: Option<TxnRequest>,
+    pub(crate) compact: Option<CompactionRequest>,
+}
+
+/// `stream KEY ... [meanwhile=TXN] [meanwhile_compact=N]`.
+pub(crate) fn stream(mut words: Words<'_>) -> Result<(RangeRequest, Meanwhile)> {
+    let txn = words.named("meanwhile").map(parse_txn).transpose()?;
+    let revision = words
+        .named("meanwhile_compact")
+        .map(str::parse)
+        .transpose()?;
+    let compact = revision.map(|revision| CompactionRequest {
+        revision,
+        physical: true,
+    });
+    Ok((range(words)?, Meanwhile { txn, compact }))
+}
+
 fn sort_order(word: &str) -> Result<i32> {
     Ok(match word {
         "none" => SortOrder::None as i32,
@@ -222,7 +249,10 @@ pub(crate) fn fill(mut words: Words<'_>) -> Result<Vec<PutRequest>> {
 /// `nothing` is an operation with no member set. In a repeated guard or operation `#` stands for its number.
 pub(crate) fn txn(mut words: Words<'_>) -> Result<TxnRequest> {
     let text = words.first("the txn's text")?;
-    words.done(())?;
+    words.done(parse_txn(text)?)
+}
+
+fn parse_txn(text: &str) -> Result<TxnRequest> {
     let mut parser = Parser {
         tokens: tokens(text)?,
         at: 0,

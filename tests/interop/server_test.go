@@ -66,6 +66,7 @@ func startPair(t *testing.T) (a, b *server) {
 	for _, s := range []*server{a, b} {
 		s.dir = t.TempDir()
 		t.Cleanup(s.kill)
+		t.Logf("%s: %s %s", s.name, s.program, strings.Join(s.flags, " "))
 	}
 	inBoth(t, a, b, (*server).start)
 	return a, b

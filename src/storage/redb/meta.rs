@@ -30,8 +30,10 @@ pub struct Meta {
     pub floor: Option<u64>,
     /// The sweep has removed what compaction at this revision removes.
     pub swept: u64,
-    /// Rows in `history`, and in `index`: there are as many.
-    pub rows: u64,
+    /// Rows in `history`.
+    pub history_rows: u64,
+    /// Rows in `index`: as many, but for those of a flush that is not finished.
+    pub index_rows: u64,
     /// Bytes of the rows of `history`, keys and values.
     pub history_bytes: u64,
     /// Bytes of the rows of `index`, keys and values.
@@ -54,7 +56,8 @@ impl Meta {
             revision: 1,
             floor: None,
             swept: 0,
-            rows: 0,
+            history_rows: 0,
+            index_rows: 0,
             history_bytes: 0,
             index_bytes: 0,
         }
@@ -72,7 +75,8 @@ impl Meta {
             ("applied_index", self.applied_index),
             ("revision", self.revision),
             ("swept", self.swept),
-            ("rows", self.rows),
+            ("history_rows", self.history_rows),
+            ("index_rows", self.index_rows),
             ("history_bytes", self.history_bytes),
             ("index_bytes", self.index_bytes),
         ] {
@@ -114,7 +118,8 @@ impl Meta {
             revision: needed("revision")?,
             floor: number("floor")?,
             swept: needed("swept")?,
-            rows: needed("rows")?,
+            history_rows: needed("history_rows")?,
+            index_rows: needed("index_rows")?,
             history_bytes: needed("history_bytes")?,
             index_bytes: needed("index_bytes")?,
         })
