@@ -94,8 +94,8 @@ fn change(at: Revision, row: &HistoryRow<'_>) {
         return;
     };
     assert_eq!(change.history_row(), *row, "a change");
-    let index = change.version.encode();
-    assert_eq!(Version::decode(at, &index), Ok(change.version));
+    let index = change.version().encode();
+    assert_eq!(Version::decode(at, &index), Ok(change.version()));
 }
 
 /// Whatever is accepted as a record is the message that any protobuf decoder reads there.
@@ -162,7 +162,7 @@ mod tests {
         let delete = Change::new(at(1), &Record::tombstone(key), None);
         let mut rows = Vec::new();
         for change in [&put, &delete] {
-            LogRow::Change(change.version.revision, change.history_row()).encode(&mut rows);
+            LogRow::Change(change.revision, change.history_row()).encode(&mut rows);
         }
         LogRow::Floor(2).encode(&mut rows);
         LogRow::Term(2).encode(&mut rows);
@@ -193,7 +193,7 @@ mod tests {
         vec![
             ("record", record.encode().to_vec()),
             ("tombstone", Record::tombstone(key).encode().to_vec()),
-            ("index_row", put.version.encode()),
+            ("index_row", put.version().encode()),
             ("history_row", history),
             ("segment", segment(&rows)),
             ("rows", rows),

@@ -343,11 +343,11 @@ mod tests {
                 stamp: None,
                 record: &record,
             };
-            Change::from_log(at, &row).map(|change| change.version)
+            Change::from_log(at, &row).map(|change| change.version())
         };
-        assert_eq!(read(sound), Ok(Version::of(&sound, at, false)));
+        assert_eq!(read(sound), Ok(Version::of(&sound, at)));
         let tombstone = Record::tombstone(b"k");
-        assert_eq!(read(tombstone), Ok(Version::of(&tombstone, at, true)));
+        assert_eq!(read(tombstone), Ok(Version::of(&tombstone, at)));
         let contradictions = [
             Record { create: 6, ..sound },
             Record { create: 0, ..sound },
