@@ -9,6 +9,8 @@
 pub mod clock;
 pub mod config;
 pub mod engine;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod grpc;
 pub mod mvcc;
 pub mod proto;

@@ -546,7 +546,7 @@ proptest! {
     #[test]
     fn long_ranges_answer_as_the_model(
         fills in 1..4usize,
-        pages in 1..200usize,
+        pages in [40..300usize, 40..300usize],
         events in vec(any_long_event(), 1..30),
     ) {
         let mut pair = Pair::new();
@@ -584,43 +584,43 @@ fn fill_of(keys: impl Iterator<Item = u16>) -> Txn {
 }
 
 impl Pair {
-    /// Reads all keys, `limit` at a time and each page behind the one before, while the newest
-    /// state moves on.
-    fn pages(&mut self, limit: usize) -> TestCaseResult {
+    /// Reads two lists of one revision at once, so many keys at a time and each page behind the
+    /// one before, while the newest state moves on.
+    fn pages(&mut self, limits: [usize; 2]) -> TestCaseResult {
         let revision = self.model.revision() as i64;
-        let mut start = Bytes::from_static(b"0");
-        loop {
-            let range = Range {
-                range: KeyRange {
-                    start,
-                    end: End::Unbounded,
-                },
-                revision,
-                limit,
-                order: Order::None,
-                target: Target::Key,
-                filters: Filters::default(),
-                keys_only: false,
-                count_only: false,
-            };
-            let expected = told(self.model.range(&range));
-            prop_assert_eq!(told(self.store.range(range)), expected.clone());
-            let Ok(Ranged {
-                kvs, more: true, ..
-            }) = expected
-            else {
-                return Ok(());
-            };
-            let last = kvs.last().expect("a page that is cut is not empty");
-            start = Bytes::from([&last.key[..], b"\0"].concat());
-            let delete = DeleteRange {
-                range: KeyRange::single(start.clone()),
-                prev_kv: false,
-            };
-            self.happens(Event::Write(Write::DeleteRange(delete)))?;
-            let keys = std::iter::once(u16::MAX);
-            self.happens(Event::Write(Write::Txn(fill_of(keys))))?;
+        let mut lists = Vec::from(["0", "02"].map(Bytes::from).map(Some));
+        while lists.iter().any(Option::is_some) {
+            for (list, limit) in lists.iter_mut().zip(limits) {
+                let Some(start) = list.take() else { continue };
+                let range = Range {
+                    range: KeyRange {
+                        start,
+                        end: End::Unbounded,
+                    },
+                    revision,
+                    limit,
+                    order: Order::None,
+                    target: Target::Key,
+                    filters: Filters::default(),
+                    keys_only: false,
+                    count_only: false,
+                };
+                let expected = told(self.model.range(&range));
+                prop_assert_eq!(told(self.store.range(range)), expected.clone());
+                if let Ok(Ranged {
+                    kvs, more: true, ..
+                }) = expected
+                {
+                    let last = kvs.last().expect("a page that is cut is not empty");
+                    *list = Some(Bytes::from([&last.key[..], b"\0"].concat()));
+                    let range = KeyRange::single(last.key.clone());
+                    let prev_kv = false;
+                    let delete = Write::DeleteRange(DeleteRange { range, prev_kv });
+                    self.happens(Event::Write(delete))?;
+                }
+            }
         }
+        Ok(())
     }
 }
 

@@ -250,8 +250,12 @@ impl Change {
             millis,
             author: (!author.is_empty()).then(|| author.into()),
         });
-        let in_its_place = tombstone || record.modified == revision.main;
-        if tombstone != row.tombstone || !in_its_place || record.create > revision.main {
+        let agrees = if tombstone {
+            record == Record::tombstone(record.key)
+        } else {
+            record.modified == revision.main && (1..=revision.main).contains(&record.create)
+        };
+        if tombstone != row.tombstone || !agrees {
             return Err(Damaged("a change whose record contradicts its row"));
         }
         Ok(Change {
@@ -318,6 +322,55 @@ mod tests {
                 });
                 Change::new(Revision { main, sub }, &record, stamp)
             })
+    }
+
+    #[test]
+    fn a_record_that_contradicts_its_row_is_damage() {
+        let at = Revision { main: 5, sub: 0 };
+        let sound = Record {
+            key: b"k",
+            create: 4,
+            modified: 5,
+            version: 2,
+            value: b"v",
+            lease: 0,
+        };
+        let read = |record: Record<'_>| {
+            let tombstone = record.version == 0;
+            let record = record.encode();
+            let row = HistoryRow {
+                tombstone,
+                stamp: None,
+                record: &record,
+            };
+            Change::from_log(at, &row).map(|change| change.version())
+        };
+        assert_eq!(read(sound), Ok(Version::of(&sound, at)));
+        let tombstone = Record::tombstone(b"k");
+        assert_eq!(read(tombstone), Ok(Version::of(&tombstone, at)));
+        let contradictions = [
+            Record { create: 6, ..sound },
+            Record { create: 0, ..sound },
+            Record {
+                modified: 4,
+                ..sound
+            },
+            Record {
+                value: b"v",
+                ..tombstone
+            },
+            Record {
+                lease: 7,
+                ..tombstone
+            },
+            Record {
+                create: 4,
+                ..tombstone
+            },
+        ];
+        for record in contradictions {
+            assert!(read(record).is_err(), "{record:?}");
+        }
     }
 
     proptest! {

@@ -20,6 +20,7 @@ use super::log::{self, Log};
 use super::memtable::Memtable;
 use super::redb::meta::Meta;
 use super::redb::{Database, Progress};
+use super::revision::Revision;
 use super::row::{Change, LogRow};
 use super::settler::Settler;
 use super::space::Space;
@@ -342,20 +343,25 @@ impl Store {
 }
 
 /// Puts the decisions of a batch back into the memtable; nothing is judged again.
-pub(super) fn replay(
+pub(crate) fn replay(
     memtable: &Memtable,
     decided: &mut Progress,
     batch: &log::Batch<'_>,
 ) -> Result<(), Damaged> {
     let rest = &mut &batch.rows[..];
+    // The last change of this batch: a txn never spans two.
+    let mut last = None;
     while !rest.is_empty() {
         match LogRow::take(rest)? {
             LogRow::Change(revision, row) => {
-                let runs_on = revision.main == decided.revision && revision.sub > 0
-                    || revision.main == decided.revision + 1 && revision.sub == 0;
-                if !runs_on {
+                let next_txn = revision.main == decided.revision + 1 && revision.sub == 0;
+                let same_txn = last.is_some_and(|last: Revision| {
+                    revision.main == last.main && revision.sub == last.sub + 1
+                });
+                if !next_txn && !same_txn {
                     return Err(Damaged("history does not run on in the log"));
                 }
+                last = Some(revision);
                 decided.revision = revision.main;
                 memtable.push(Change::from_log(revision, &row)?);
             }
@@ -401,4 +407,51 @@ fn open_database(settings: &Settings, identity: Identity) -> Result<Database, Er
         disk.sync_dir()?;
     }
     Database::open(disk.open(DATABASE_FILE)?, settings.cache_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::record::Record;
+
+    fn replay_changes(places: &[(u64, u32)]) -> Result<u64, Damaged> {
+        let mut rows = Vec::new();
+        for &(main, sub) in places {
+            let at = Revision { main, sub };
+            let change = Change::new(at, &Record::tombstone(b"k"), None);
+            LogRow::Change(at, change.history_row()).encode(&mut rows);
+        }
+        let mut decided = Progress {
+            batch: 0,
+            index: 0,
+            revision: 1,
+            floor: None,
+            term: 0,
+        };
+        let batch = log::Batch {
+            number: 1,
+            index: 1,
+            rows: &rows,
+        };
+        replay(&Memtable::default(), &mut decided, &batch)?;
+        Ok(decided.revision)
+    }
+
+    #[test]
+    fn a_batch_in_which_history_does_not_run_on_is_damage() {
+        assert_eq!(replay_changes(&[(2, 0), (2, 1), (3, 0)]), Ok(3));
+        let broken: [&[(u64, u32)]; 5] = [
+            &[(3, 0)],
+            &[(2, 1)],
+            &[(2, 0), (2, 0)],
+            &[(2, 0), (2, 2)],
+            &[(2, 0), (2, 1), (2, 1)],
+        ];
+        for places in broken {
+            let replayed = replay_changes(places);
+            assert!(replayed.is_err(), "{places:?}: {replayed:?}");
+        }
+        // Of the revision before the batch, but a txn never spans batches.
+        assert!(replay_changes(&[(1, 1)]).is_err());
+    }
 }

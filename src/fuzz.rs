@@ -1,0 +1,264 @@
+//! What the fuzz targets run: each is a plain function over any bytes, for tests only.
+//!
+//! `fuzz/run` calls them without end with bytes that a fuzzer grows; `cargo test` calls them with a
+//! few. Each panics where a promise of the code it calls is broken.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::grpc::convert;
+use crate::mvcc::{model, overlap};
+use crate::proto::{etcdserverpb as pb, mvccpb};
+use crate::storage::log;
+use crate::storage::memtable::Memtable;
+use crate::storage::record::{KeyValue, Record};
+use crate::storage::redb::Progress;
+use crate::storage::revision::Revision;
+use crate::storage::row::{Change, HistoryRow, LogRow, Version};
+use crate::storage::store;
+
+/// Most guards and operations of a txn, as the server has it.
+const TXN_OPS_MAX: usize = 128;
+
+/// A segment of the log, after its header, begins wherever the bytes say: reading it ends, hands
+/// out batches that lie one behind the other, and replays them or refuses them.
+pub fn log_reader(bytes: &[u8]) {
+    let Some((&segment, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let segment = u64::from(segment);
+    let mut ends = 0;
+    let scan = log::scan(bytes, segment, |at, batch| {
+        assert!(at >= ends, "batches do not overlap");
+        ends = at + batch.rows.len();
+        assert!(ends <= bytes.len(), "a batch lies within its segment");
+        replays(batch.rows);
+        Ok(())
+    });
+    let scan = scan.expect("only the visitor refuses");
+    assert!(scan.end >= ends && scan.end <= bytes.len());
+    assert!(scan.later.is_none_or(|later| later > scan.end));
+    // The same bytes as rows, since no fuzzer finds a checksum.
+    replays(bytes);
+}
+
+/// The rows of a batch are put back, or refused.
+fn replays(rows: &[u8]) {
+    let mut progress = Progress {
+        batch: 0,
+        index: 0,
+        revision: 1,
+        floor: None,
+        term: 0,
+    };
+    let batch = log::Batch {
+        number: 1,
+        index: 1,
+        rows,
+    };
+    let _ = store::replay(&Memtable::default(), &mut progress, &batch);
+}
+
+/// Whatever a row's reader accepts is what its writer would have written.
+pub fn row_decoder(bytes: &[u8]) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let before = rest;
+        let Ok(row) = LogRow::take(&mut rest) else {
+            break;
+        };
+        let taken = &before[..before.len() - rest.len()];
+        let mut again = Vec::new();
+        row.encode(&mut again);
+        assert_eq!(again, taken, "a log row");
+        if let LogRow::Change(at, row) = row {
+            change(at, &row);
+        }
+    }
+    if let Ok(row) = HistoryRow::decode(bytes) {
+        let mut again = Vec::new();
+        row.encode(&mut again);
+        assert_eq!(again, bytes, "a history row");
+        assert_eq!(row.encoded_len(), bytes.len());
+    }
+    for main in [0, 1, 200, u64::MAX] {
+        let at = Revision { main, sub: 0 };
+        if let Ok(version) = Version::decode(at, bytes) {
+            assert_eq!(version.encode(), bytes, "an index row");
+        }
+    }
+}
+
+fn change(at: Revision, row: &HistoryRow<'_>) {
+    let Ok(change) = Change::from_log(at, row) else {
+        return;
+    };
+    assert_eq!(change.history_row(), *row, "a change");
+    let index = change.version().encode();
+    assert_eq!(Version::decode(at, &index), Ok(change.version()));
+}
+
+/// Whatever is accepted as a record is the message that any protobuf decoder reads there.
+pub fn record_codec(bytes: &[u8]) {
+    let owned = Bytes::copy_from_slice(bytes);
+    let Ok(record) = Record::decode(bytes) else {
+        assert!(KeyValue::of(&owned).is_err());
+        // A message as it would be encoded anew is refused for want of a key alone.
+        if let Ok(message) = mvccpb::KeyValue::decode(bytes) {
+            assert!(message.key.is_empty() || message.encode_to_vec() != bytes);
+        }
+        return;
+    };
+    assert_eq!(record.encode(), bytes);
+    let message = mvccpb::KeyValue::decode(bytes).expect("a record is a message");
+    assert_eq!(message.encode_to_vec(), bytes);
+    let pair = KeyValue::of(&owned).expect("a record is a pair");
+    assert_eq!(pair.key, record.key);
+    assert_eq!(pair.value, record.value);
+    assert_eq!(convert::key_value(pair), message);
+}
+
+/// Any message is refused or made a txn, and both ways of finding overlaps agree about it.
+pub fn txn_validation(bytes: &[u8]) {
+    let Ok(message) = pb::TxnRequest::decode(bytes) else {
+        return;
+    };
+    let checked = convert::txn(message.clone(), TXN_OPS_MAX);
+    let unlimited = convert::txn(message, usize::MAX);
+    let Ok(txn) = checked else {
+        return;
+    };
+    assert!(unlimited.is_ok(), "a limit only refuses");
+    assert!(overlap::check(&txn).is_ok());
+    assert!(model::check_overlap(&txn).is_ok());
+    let mut model = model::Model::default();
+    let _ = model.txn(&txn);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::disk::real::RealDisk;
+    use crate::storage::log::Log;
+
+    /// Bytes that each target takes a different way through.
+    fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+        let key = b"key";
+        let record = Record {
+            key,
+            create: 2,
+            modified: 2,
+            version: 1,
+            value: b"value",
+            lease: 7,
+        };
+        let at = |sub| Revision { main: 2, sub };
+        let put = Change::new(at(0), &record, None);
+        let delete = Change::new(at(1), &Record::tombstone(key), None);
+        let mut rows = Vec::new();
+        for change in [&put, &delete] {
+            LogRow::Change(change.revision, change.history_row()).encode(&mut rows);
+        }
+        LogRow::Floor(2).encode(&mut rows);
+        LogRow::Term(2).encode(&mut rows);
+        let put_request = pb::PutRequest {
+            key: Bytes::from_static(key),
+            ..Default::default()
+        };
+        let put_op = pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestPut(put_request)),
+        };
+        let guard = pb::Compare {
+            key: Bytes::from_static(key),
+            ..Default::default()
+        };
+        let mut txn = pb::TxnRequest {
+            compare: vec![guard],
+            success: vec![put_op.clone()],
+            failure: vec![put_op],
+        };
+        for _ in 0..3 {
+            let nested = pb::RequestOp {
+                request: Some(pb::request_op::Request::RequestTxn(txn.clone())),
+            };
+            txn.failure = vec![nested];
+        }
+        let mut history = Vec::new();
+        put.history_row().encode(&mut history);
+        vec![
+            ("record", record.encode().to_vec()),
+            ("tombstone", Record::tombstone(key).encode().to_vec()),
+            ("index_row", put.version().encode()),
+            ("history_row", history),
+            ("segment", segment(&rows)),
+            ("rows", rows),
+            ("txn", txn.encode_to_vec()),
+        ]
+    }
+
+    /// A segment of three batches, behind its number.
+    fn segment(rows: &[u8]) -> Vec<u8> {
+        let folder = tempfile::tempdir().expect("a folder for the test can be made");
+        let disk = Arc::new(RealDisk::open(folder.path()).expect("it can be opened"));
+        let settings = log::Settings { segment_bytes: 512 };
+        let log = Log::open(disk, settings, 0, &mut |_| unreachable!("it is empty"));
+        let mut log = log.expect("a log can be begun");
+        for index in 1..=3 {
+            log.append(index, rows).expect("a batch can be appended");
+        }
+        let file = folder.path().join(format!("{:016x}.log", 1));
+        let mut bytes = std::fs::read(file).expect("the segment is there");
+        bytes.insert(0, 1);
+        bytes
+    }
+
+    fn run_all(bytes: &[u8]) {
+        log_reader(bytes);
+        row_decoder(bytes);
+        record_codec(bytes);
+        txn_validation(bytes);
+    }
+
+    /// `UPDATE_GOLDENFILES=1` writes the fuzzer's seeds anew.
+    #[test]
+    fn seeds_pass() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+        for (name, seed) in seeds() {
+            run_all(&seed);
+            let file = folder.join(name);
+            if std::env::var_os("UPDATE_GOLDENFILES").is_some() {
+                std::fs::write(&file, &seed).expect("the seeds' folder can be written");
+            }
+            let kept = std::fs::read(&file).expect("the seed is there");
+            assert_eq!(kept, seed, "fuzz/seeds/{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            run_all(&bytes);
+        }
+
+        /// A seed with a few bytes changed, and perhaps cut.
+        #[test]
+        fn seeds_that_are_bent_pass(
+            seed in 0..7usize,
+            bends in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let (_, mut bytes) = seeds().swap_remove(seed);
+            for (place, byte) in bends {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            run_all(&bytes);
+            run_all(&bytes[..cut.index(bytes.len())]);
+        }
+    }
+}
