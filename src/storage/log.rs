@@ -172,14 +172,15 @@ impl Log {
             unfinished,
         } = read_all(disk.as_ref(), applied, replay)?;
         // What was never answered must not look like damage once good batches follow; nor is the
-        // room needed that the last segment did not come to use.
-        if let Some(last) = past.last_mut()
-            && last.bytes > last_end
-        {
+        // room needed that the last segment did not come to use. And what was read may have been
+        // written by a process that was killed before it synced.
+        if let Some(last) = past.last_mut() {
             let file = disk.open(&file_name(last.number))?;
-            file.set_len(last_end)?;
+            if last.bytes > last_end {
+                file.set_len(last_end)?;
+                last.bytes = last_end;
+            }
             file.sync()?;
-            last.bytes = last_end;
         }
         if let Some(number) = unfinished {
             disk.remove(&file_name(number))?;

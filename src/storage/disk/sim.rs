@@ -30,7 +30,7 @@ pub struct SimDisk {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     folders: BTreeMap<String, Folder>,
     files: Vec<File>,
@@ -41,7 +41,7 @@ struct State {
     capacity_bytes: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Folder {
     names: BTreeMap<String, usize>,
     synced: BTreeMap<String, usize>,
@@ -50,12 +50,21 @@ struct Folder {
 
 #[derive(Debug, Clone)]
 enum NameChange {
-    Add { name: String, file: usize },
-    Rename { from: String, to: String },
-    Remove { name: String },
+    Add {
+        name: String,
+        file: usize,
+    },
+    Rename {
+        from: String,
+        to: String,
+        file: usize,
+    },
+    Remove {
+        name: String,
+    },
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct File {
     content: Content,
     synced: Content,
@@ -169,6 +178,21 @@ impl SimDisk {
         }
     }
 
+    /// What the disk holds after the process was killed and the power stayed on, as a disk of its
+    /// own that works: everything, and what was not synced still is not.
+    pub fn revived(&self) -> SimDisk {
+        let state = State {
+            syncs: 0,
+            stop_at: None,
+            stopped: false,
+            fail_next_sync: false,
+            ..self.state().clone()
+        };
+        SimDisk {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -235,10 +259,9 @@ impl NameChange {
             NameChange::Add { name, file } => {
                 names.insert(name.clone(), *file);
             }
-            NameChange::Rename { from, to } => {
-                if let Some(file) = names.remove(from) {
-                    names.insert(to.clone(), file);
-                }
+            NameChange::Rename { from, to, file } => {
+                names.remove(from);
+                names.insert(to.clone(), *file);
             }
             NameChange::Remove { name } => {
                 names.remove(name);
@@ -450,8 +473,9 @@ impl Disk for SimFolder {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.disk.working()?;
         let folder = state.folder(&self.name);
-        folder.find(from)?;
+        let file = folder.find(from)?;
         folder.change(NameChange::Rename {
+            file,
             from: from.to_owned(),
             to: to.to_owned(),
         });
