@@ -94,9 +94,8 @@ impl Engine {
             flusher.run(settler, &views, &nudged)
         })?;
         engine.spawn("writer", &failed, move || {
-            let result = writer.run();
-            background.stop();
-            result
+            let _end = EndOnDrop { queue, background };
+            writer.run()
         })?;
         Ok(engine)
     }
@@ -117,7 +116,12 @@ impl Engine {
                 let queue = queue;
                 if let Err(cause) = body() {
                     error!(part, %cause, "the store has failed");
-                    failed.send_replace(Some(cause.to_string()));
+                    // What failed first is the reason of what follows.
+                    failed.send_if_modified(|reason| {
+                        let first = reason.is_none();
+                        reason.get_or_insert_with(|| cause.to_string());
+                        first
+                    });
                 }
                 drop(queue);
             })?;
@@ -336,5 +340,19 @@ struct CloseOnDrop(Arc<Queue>);
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+/// When the writer ends, nobody answers what still waits in the queue, and the background thread
+/// has only its last flush to do.
+struct EndOnDrop {
+    queue: Arc<Queue>,
+    background: Arc<Background>,
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.queue.end();
+        self.background.stop();
     }
 }

@@ -91,13 +91,14 @@ impl Writer {
     /// If the disk falls behind, commands wait in the queue, and their senders outside it.
     fn await_the_disk(&mut self) {
         self.seal_if_due();
-        while self.store.is_overdue() && !self.store.space().is_full() {
-            if !self.background.is_flushing() {
-                self.seal_if_due();
-                continue;
-            }
-            self.queue.await_nudge(PATIENCE);
+        while self.store.is_overdue() && self.can_flush() {
+            self.background.await_flush();
+            self.seal_if_due();
         }
+    }
+
+    fn can_flush(&self) -> bool {
+        !self.store.space().is_full() && !self.background.has_ended()
     }
 
     fn serve(&mut self, batch: Vec<Asked>) -> Result<(), storage::Error> {
@@ -105,17 +106,22 @@ impl Writer {
             match self.decide(&batch) {
                 Ok(outcomes) => break outcomes,
                 // The background thread is opening the database anew.
-                Err(storage::Error::Closed) => {
+                Err(error @ storage::Error::Closed) => {
                     self.store.take_back();
+                    if self.background.has_ended() {
+                        return Err(error);
+                    }
+                    if self.queue.is_closed() {
+                        break batch.iter().map(|_| Err(Error::Stopped)).collect();
+                    }
                     self.queue.await_nudge(PATIENCE);
                 }
                 Err(storage::Error::NoSpace) => {
                     self.store.take_back();
-                    if self.store.space().is_full() {
+                    if !self.store.space().give_up()? {
                         // Not even the reserve was enough.
                         break batch.iter().map(|_| Err(Error::NoSpace)).collect();
                     }
-                    self.store.space().give_up()?;
                 }
                 Err(error) => return Err(error),
             }
@@ -170,7 +176,9 @@ impl Writer {
     fn seal_if_due(&mut self) {
         let now = self.clock.monotonic_millis();
         let aged = now - self.sealed_millis >= FLUSH_AGE_MILLIS && self.store.has_unsettled();
+        // The thread shows what it has flushed before it is done with it.
         if (self.store.is_due() || self.seal_wanted || aged)
+            && !self.background.is_flushing()
             && let Some(sealed) = self.store.seal()
         {
             self.seal_wanted = false;
@@ -179,12 +187,13 @@ impl Writer {
         }
     }
 
-    /// Flushes all that is left, unless the disk is full: then the log keeps it.
+    /// Flushes all that is left, unless that cannot be done: then the log keeps it.
     fn settle(&mut self) {
-        while self.store.has_unsettled() && !self.store.space().is_full() {
-            match self.store.seal() {
-                Some(sealed) => self.background.flush(sealed),
-                None => self.background.await_flush(),
+        while self.store.has_unsettled() && self.can_flush() {
+            if self.background.is_flushing() {
+                self.background.await_flush();
+            } else if let Some(sealed) = self.store.seal() {
+                self.background.flush(sealed);
             }
         }
     }
