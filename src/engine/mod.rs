@@ -17,6 +17,7 @@ mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::error;
@@ -45,6 +46,10 @@ const LARGE_ANSWER_BYTES: usize = 1 << 20;
 
 /// Memory for large answers that are under way at once; one that is larger runs alone.
 const LARGE_ANSWERS_BYTES: usize = 256 << 20;
+
+/// How often, and after what pause, a read looks whether the database is open again.
+const REOPEN_LOOKS: usize = 1000;
+const REOPEN_PAUSE: Duration = Duration::from_millis(5);
 
 /// See the module. Dropping the last handle does not stop the threads; [`Engine::stop`] does.
 #[derive(Debug)]
@@ -240,6 +245,22 @@ impl Engine {
     /// that the answer names. With `count` the whole range is counted.
     pub async fn range_in(
         self: &Arc<Self>,
+        mut view: Arc<View>,
+        newest: u64,
+        request: Range,
+        count: bool,
+    ) -> Result<(Ranged, AnswerRoom), Error> {
+        loop {
+            let in_this = self.range_in_this(Arc::clone(&view), newest, request.clone(), count);
+            match in_this.await {
+                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+                done => return done,
+            }
+        }
+    }
+
+    async fn range_in_this(
+        self: &Arc<Self>,
         view: Arc<View>,
         newest: u64,
         request: Range,
@@ -253,12 +274,9 @@ impl Engine {
         if !view.settled().is_cold() {
             match range::select(&view, &request, at, inline, &self.counts) {
                 Ok(Selected::Done(chosen)) if chosen.bytes() <= LARGE_ANSWER_BYTES => {
-                    match chosen.fetch(&view, newest) {
-                        Err(Error::Storage(storage::Error::Closed)) => {}
-                        fetched => return Ok((fetched?, None)),
-                    }
+                    return Ok((chosen.fetch(&view, newest)?, None));
                 }
-                Ok(_) | Err(Error::Storage(storage::Error::Closed)) => {}
+                Ok(_) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -266,11 +284,9 @@ impl Engine {
             keys_max: usize::MAX,
             count,
         };
-        let (view, chosen) = self
-            .read_apart_with_view(view, move |view, counts| {
-                range::select(view, &request, at, effort, counts)
-            })
-            .await?;
+        let select =
+            move |view: &View, counts: &Counts| range::select(view, &request, at, effort, counts);
+        let chosen = self.run_apart(Arc::clone(&view), select).await?;
         let Selected::Done(chosen) = chosen else {
             unreachable!("no range is longer than all effort");
         };
@@ -292,30 +308,34 @@ impl Engine {
         Ok(Some(Arc::new(room.map_err(|_| Error::Stopped)?)))
     }
 
-    /// Runs a read on a thread for reads, in the current view.
+    /// Runs a read on a thread for reads, in the current view; if that is closed meanwhile, once
+    /// more in the next.
     async fn read_apart<T: Send + 'static>(
         self: &Arc<Self>,
-        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
+        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, Error> {
-        let (_, answer) = self.read_apart_with_view(self.view(), read).await?;
-        Ok(answer)
+        let read = Arc::new(read);
+        let mut view = self.view();
+        loop {
+            let read = Arc::clone(&read);
+            let in_this = move |view: &View, counts: &Counts| read(view, counts);
+            match self.run_apart(Arc::clone(&view), in_this).await {
+                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+                done => return done,
+            }
+        }
     }
 
-    /// As [`Engine::read_apart`], in `view`; if that was closed meanwhile, once more in a new one.
-    async fn read_apart_with_view<T: Send + 'static>(
-        self: &Arc<Self>,
-        view: Arc<View>,
-        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
-    ) -> Result<(Arc<View>, T), Error> {
-        let engine = Arc::clone(self);
-        let again = move |view: &View, counts: &Counts| match read(view, counts) {
-            Err(Error::Storage(storage::Error::Closed)) => {
-                let view = engine.view();
-                Ok((Arc::clone(&view), read(&view, counts)?))
+    /// A view of the database that is opened after that of `view`, which was closed.
+    async fn next_view(&self, view: &View) -> Result<Arc<View>, Error> {
+        for _ in 0..REOPEN_LOOKS {
+            let next = self.view();
+            if !std::ptr::eq(next.settled(), view.settled()) {
+                return Ok(next);
             }
-            answer => Ok((Arc::new(view.clone()), answer?)),
-        };
-        self.run_apart(view, again).await
+            tokio::time::sleep(REOPEN_PAUSE).await;
+        }
+        Err(storage::Error::Closed.into())
     }
 
     async fn run_apart<T: Send + 'static>(
