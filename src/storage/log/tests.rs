@@ -34,7 +34,7 @@ fn read(disk: &SimDisk, applied: u64) -> Result<(Summary, Batches), Error> {
 fn rows(number: u64) -> Vec<u8> {
     let mut random = SplitMix(number);
     let length = random.below(700) as usize;
-    (0..length).map(|_| random.next() as u8).collect()
+    (0..length).map(|_| random.draw() as u8).collect()
 }
 
 fn append(log: &mut Log, count: u64) -> Result<(), Error> {
