@@ -26,9 +26,8 @@ pub fn log_reader(bytes: &[u8]) {
     let Some((&segment, bytes)) = bytes.split_first() else {
         return;
     };
-    let segment = u64::from(segment);
     let mut ends = 0;
-    let scan = log::scan(bytes, segment, |at, batch| {
+    let scan = log::scan(bytes, u32::from(segment), None, 0, |at, batch| {
         assert!(at >= ends, "batches do not overlap");
         ends = at + batch.rows.len();
         assert!(ends <= bytes.len(), "a batch lies within its segment");

@@ -43,6 +43,8 @@ struct Inner {
     waiters: VecDeque<Waiter>,
     /// Ends once nothing is left to flush, or the disk is full.
     stopping: bool,
+    /// The last piece of work met a full disk.
+    stuck: bool,
     ended: bool,
 }
 
@@ -60,24 +62,26 @@ impl Background {
         self.inner().sealed.is_some()
     }
 
-    /// Whether the thread has ended, and will flush no more.
+    /// Whether the thread has ended: nothing will be flushed or swept any more.
     pub fn has_ended(&self) -> bool {
         self.inner().ended
     }
 
-    /// Waits until no memtable is being flushed, or the thread has ended; not for long.
+    /// Waits until no memtable is being flushed, or the disk is full.
     pub fn await_flush(&self) {
         let inner = self.inner();
-        let waited = self
-            .change
-            .wait_timeout_while(inner, PAUSE, |inner| inner.sealed.is_some() && !inner.ended);
+        let flushing = |inner: &mut Inner| inner.sealed.is_some() && !inner.stuck && !inner.ended;
+        let waited = self.change.wait_timeout_while(inner, PAUSE, flushing);
         drop(waited);
     }
 
-    /// Answers `waiter` when its compaction is swept.
+    /// Answers `waiter` when its compaction is swept; not at all if the thread has ended.
     pub fn wait_for_sweep(&self, waiter: Waiter) {
-        self.inner().waiters.push_back(waiter);
-        self.change.notify_all();
+        let mut inner = self.inner();
+        if !inner.ended {
+            inner.waiters.push_back(waiter);
+            self.change.notify_all();
+        }
     }
 
     /// Makes the thread end when its work is done.
@@ -93,13 +97,9 @@ impl Background {
         views: &Views,
         queue: &Queue,
     ) -> Result<(), storage::Error> {
-        let result = self.work(&mut settler, views, queue);
-        let mut inner = self.inner();
-        inner.ended = true;
-        inner.waiters.clear();
-        drop(inner);
-        self.change.notify_all();
-        result
+        // By a panic too.
+        let _end = EndOnDrop(self);
+        self.work(&mut settler, views, queue)
     }
 
     fn work(
@@ -114,7 +114,6 @@ impl Background {
             let Some(sealed) = self.next(pause, outcome == Outcome::NoSpace) else {
                 return Ok(());
             };
-            settler.restore_space()?;
             outcome = match sealed {
                 Some(sealed) => {
                     let outcome = settler.flush(&sealed)?;
@@ -130,6 +129,12 @@ impl Background {
                 None if is_swept(views) => Outcome::Done,
                 None => settler.sweep()?,
             };
+            let stuck = outcome == Outcome::NoSpace;
+            self.set_stuck(stuck);
+            // What was given up is for the work that waits; only then it is kept again.
+            if !stuck {
+                settler.restore_space()?;
+            }
             // The writer may wait for this flush, or hold the memtable that can be freed.
             queue.nudge();
             settler.free_retired();
@@ -151,6 +156,11 @@ impl Background {
         Some(inner.sealed.clone())
     }
 
+    fn set_stuck(&self, stuck: bool) {
+        self.inner().stuck = stuck;
+        self.change.notify_all();
+    }
+
     fn answer(&self, views: &Views) {
         let view = views.load();
         let meta = &view.settled().meta;
@@ -168,6 +178,19 @@ impl Background {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells all who wait for the thread that it has ended.
+struct EndOnDrop<'a>(&'a Background);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.0.inner();
+        inner.ended = true;
+        inner.waiters.clear();
+        drop(inner);
+        self.0.change.notify_all();
     }
 }
 

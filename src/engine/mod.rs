@@ -17,6 +17,7 @@ mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::error;
@@ -45,6 +46,10 @@ const LARGE_ANSWER_BYTES: usize = 1 << 20;
 
 /// Memory for large answers that are under way at once; one that is larger runs alone.
 const LARGE_ANSWERS_BYTES: usize = 256 << 20;
+
+/// How often, and after what pause, a read looks whether the database is open again.
+const REOPEN_LOOKS: usize = 1000;
+const REOPEN_PAUSE: Duration = Duration::from_millis(5);
 
 /// See the module. Dropping the last handle does not stop the threads; [`Engine::stop`] does.
 #[derive(Debug)]
@@ -94,7 +99,7 @@ impl Engine {
             flusher.run(settler, &views, &nudged)
         })?;
         engine.spawn("writer", &failed, move || {
-            let _stop = StopOnDrop(background);
+            let _end = EndOnDrop { queue, background };
             writer.run()
         })?;
         Ok(engine)
@@ -116,7 +121,12 @@ impl Engine {
                 let queue = queue;
                 if let Err(cause) = body() {
                     error!(part, %cause, "the store has failed");
-                    failed.send_replace(Some(cause.to_string()));
+                    // What failed first is the reason of what follows.
+                    failed.send_if_modified(|reason| {
+                        let first = reason.is_none();
+                        reason.get_or_insert_with(|| cause.to_string());
+                        first
+                    });
                 }
                 drop(queue);
             })?;
@@ -235,6 +245,22 @@ impl Engine {
     /// that the answer names. With `count` the whole range is counted.
     pub async fn range_in(
         self: &Arc<Self>,
+        mut view: Arc<View>,
+        newest: u64,
+        request: Range,
+        count: bool,
+    ) -> Result<(Ranged, AnswerRoom), Error> {
+        loop {
+            let in_this = self.range_in_this(Arc::clone(&view), newest, request.clone(), count);
+            match in_this.await {
+                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+                done => return done,
+            }
+        }
+    }
+
+    async fn range_in_this(
+        self: &Arc<Self>,
         view: Arc<View>,
         newest: u64,
         request: Range,
@@ -248,12 +274,9 @@ impl Engine {
         if !view.settled().is_cold() {
             match range::select(&view, &request, at, inline, &self.counts) {
                 Ok(Selected::Done(chosen)) if chosen.bytes() <= LARGE_ANSWER_BYTES => {
-                    match chosen.fetch(&view, newest) {
-                        Err(Error::Storage(storage::Error::Closed)) => {}
-                        fetched => return Ok((fetched?, None)),
-                    }
+                    return Ok((chosen.fetch(&view, newest)?, None));
                 }
-                Ok(_) | Err(Error::Storage(storage::Error::Closed)) => {}
+                Ok(_) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -262,7 +285,7 @@ impl Engine {
             count,
         };
         let request = Arc::new(request);
-        let (chosen, view) = self.select_apart(view, &request, at, effort).await?;
+        let chosen = self.select_apart(&view, &request, at, effort).await?;
         let units = match chosen.bytes() {
             ..=LARGE_ANSWER_BYTES => None,
             bytes => Some((bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32),
@@ -277,30 +300,28 @@ impl Engine {
         }
         // No view is held while others send their answers: what is there at a revision stays.
         drop((chosen, view));
-        let room = rooms
-            .acquire_many_owned(units)
-            .await
-            .map_err(|_| Error::Stopped)?;
+        let room = rooms.acquire_many_owned(units).await;
+        let room = room.map_err(|_| Error::Stopped)?;
         let view = self.view();
         range::resolve(&view, at as i64, view.revision)?;
-        let (chosen, view) = self.select_apart(view, &request, at, effort).await?;
+        let chosen = self.select_apart(&view, &request, at, effort).await?;
         let ranged = self.fetch_apart(view, chosen, newest).await?;
         Ok((ranged, Some(Arc::new(room))))
     }
 
     async fn select_apart(
         self: &Arc<Self>,
-        view: Arc<View>,
+        view: &Arc<View>,
         request: &Arc<Range>,
         at: u64,
         effort: Effort,
-    ) -> Result<(Selection, Arc<View>), Error> {
+    ) -> Result<Selection, Error> {
         let request = Arc::clone(request);
         let select =
             move |view: &View, counts: &Counts| range::select(view, &request, at, effort, counts);
-        match self.read_apart_in(view, select).await? {
-            (Selected::Done(chosen), view) => Ok((chosen, view)),
-            (Selected::TooLong, _) => unreachable!("no range is longer than all effort"),
+        match self.run_apart(Arc::clone(view), select).await? {
+            Selected::Done(chosen) => Ok(chosen),
+            Selected::TooLong => unreachable!("no range is longer than all effort"),
         }
     }
 
@@ -311,37 +332,51 @@ impl Engine {
         newest: u64,
     ) -> Result<Ranged, Error> {
         let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
-        Ok(self.read_apart_in(view, fetch).await?.0)
+        self.run_apart(view, fetch).await
     }
 
-    /// Runs a read on a thread for reads, in the current view.
+    /// Runs a read on a thread for reads, in the current view; if that is closed meanwhile, once
+    /// more in the next.
     async fn read_apart<T: Send + 'static>(
         self: &Arc<Self>,
-        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
+        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, Error> {
-        Ok(self.read_apart_in(self.view(), read).await?.0)
+        let read = Arc::new(read);
+        let mut view = self.view();
+        loop {
+            let read = Arc::clone(&read);
+            let in_this = move |view: &View, counts: &Counts| read(view, counts);
+            match self.run_apart(Arc::clone(&view), in_this).await {
+                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+                done => return done,
+            }
+        }
     }
 
-    /// As [`Engine::read_apart`], in `view`, or if that was closed meanwhile, in one as new; the
-    /// answer comes with the view that it is from.
-    async fn read_apart_in<T: Send + 'static>(
+    /// A view of the database that is opened after that of `view`, which was closed.
+    async fn next_view(&self, view: &View) -> Result<Arc<View>, Error> {
+        for _ in 0..REOPEN_LOOKS {
+            let next = self.view();
+            if !std::ptr::eq(next.settled(), view.settled()) {
+                return Ok(next);
+            }
+            tokio::time::sleep(REOPEN_PAUSE).await;
+        }
+        Err(storage::Error::Closed.into())
+    }
+
+    async fn run_apart<T: Send + 'static>(
         self: &Arc<Self>,
         view: Arc<View>,
-        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + 'static,
-    ) -> Result<(T, Arc<View>), Error> {
+        read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let _thread = self
             .read_threads
             .acquire()
             .await
             .map_err(|_| Error::Stopped)?;
         let engine = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || match read(&view, &engine.counts) {
-            Err(Error::Storage(storage::Error::Closed)) => {
-                let view = engine.view();
-                Ok((read(&view, &engine.counts)?, view))
-            }
-            answer => Ok((answer?, view)),
-        });
+        let done = tokio::task::spawn_blocking(move || read(&view, &engine.counts));
         done.await.unwrap_or(Err(Error::Stopped))
     }
 }
@@ -355,11 +390,16 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Ends the background thread when the writer ends, by a panic too.
-struct StopOnDrop(Arc<Background>);
+/// When the writer ends, nobody answers what still waits in the queue, and the background thread
+/// has only its last flush to do.
+struct EndOnDrop {
+    queue: Arc<Queue>,
+    background: Arc<Background>,
+}
 
-impl Drop for StopOnDrop {
+impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.0.stop();
+        self.queue.end();
+        self.background.stop();
     }
 }

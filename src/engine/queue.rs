@@ -78,6 +78,18 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// No more commands are taken, and those that wait are dropped: nobody is there to answer.
+    pub fn end(&self) {
+        self.close();
+        let dropped = std::mem::take(&mut self.inner().waiting);
+        drop(dropped);
+    }
+
+    /// Whether no more commands are taken.
+    pub fn is_closed(&self) -> bool {
+        self.inner().closed
+    }
+
     /// Takes all that wait; waits for the first at most `patience`.
     pub fn take(&self, patience: Duration) -> Taken {
         let inner = self.inner();

@@ -90,16 +90,14 @@ impl Writer {
     /// If the disk falls behind, commands wait in the queue, and their senders outside it.
     fn await_the_disk(&mut self) {
         self.seal_if_due();
-        while self.store.is_overdue()
-            && !self.store.space().is_full()
-            && !self.background.has_ended()
-        {
-            if !self.background.is_flushing() {
-                self.seal_if_due();
-                continue;
-            }
-            self.queue.await_nudge(PATIENCE);
+        while self.store.is_overdue() && self.can_flush() {
+            self.background.await_flush();
+            self.seal_if_due();
         }
+    }
+
+    fn can_flush(&self) -> bool {
+        !self.store.space().is_full() && !self.background.has_ended()
     }
 
     fn serve(&mut self, mut batch: Vec<Asked>) -> Result<(), storage::Error> {
@@ -107,17 +105,22 @@ impl Writer {
             match self.decide(&batch) {
                 Ok(outcomes) => break outcomes,
                 // The background thread is opening the database anew.
-                Err(storage::Error::Closed) if !self.background.has_ended() => {
+                Err(error @ storage::Error::Closed) => {
                     self.store.take_back();
+                    if self.background.has_ended() {
+                        return Err(error);
+                    }
+                    if self.queue.is_closed() {
+                        break batch.iter().map(|_| Err(Error::Stopped)).collect();
+                    }
                     self.queue.await_nudge(PATIENCE);
                 }
                 Err(storage::Error::NoSpace) => {
                     self.store.take_back();
-                    if self.store.space().is_full() {
+                    if !self.store.space().give_up()? {
                         // Not even the reserve was enough.
                         break batch.iter().map(|_| Err(Error::NoSpace)).collect();
                     }
-                    self.store.space().give_up()?;
                 }
                 Err(storage::Error::TooLarge) => {
                     self.store.take_back();
@@ -182,32 +185,24 @@ impl Writer {
     fn seal_if_due(&mut self) {
         let now = self.clock.monotonic_millis();
         let aged = now - self.sealed_millis >= FLUSH_AGE_MILLIS && self.store.has_unsettled();
-        if (self.store.is_due() || self.seal_wanted || aged) && self.seal() {
+        // The thread shows what it has flushed before it is done with it.
+        if (self.store.is_due() || self.seal_wanted || aged)
+            && !self.background.is_flushing()
+            && let Some(sealed) = self.store.seal()
+        {
             self.seal_wanted = false;
             self.sealed_millis = now;
+            self.background.flush(sealed);
         }
     }
 
-    /// Hands the active memtable over, unless the one before is still with the background thread:
-    /// that shows the flushed rows before it is done with the memtable.
-    fn seal(&mut self) -> bool {
-        if self.background.is_flushing() {
-            return false;
-        }
-        let sealed = self.store.seal();
-        self.background
-            .flush(sealed.expect("no memtable is sealed that is not being flushed"));
-        true
-    }
-
-    /// Flushes all that is left, unless the disk is full, or has failed: then the log keeps it.
+    /// Flushes all that is left, unless that cannot be done: then the log keeps it.
     fn settle(&mut self) {
-        while self.store.has_unsettled()
-            && !self.store.space().is_full()
-            && !self.background.has_ended()
-        {
-            if !self.seal() {
+        while self.store.has_unsettled() && self.can_flush() {
+            if self.background.is_flushing() {
                 self.background.await_flush();
+            } else if let Some(sealed) = self.store.seal() {
+                self.background.flush(sealed);
             }
         }
     }

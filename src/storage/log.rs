@@ -4,17 +4,24 @@
 //! is the *batch*: all that shared one sync. Batch n+1 is written only after batch n is synced, so
 //! of all batches only the last can be torn.
 //! ```text
-//! segment   magic 8 | format u32 | crc u32 | number u64 | zeros 8         the header, 32 bytes
+//! segment   magic 8 | format u32 | crc u32 | number u64 | salt 8          the header, 32 bytes
 //! batch     len u32 | crc u32 | batch number u64 | index u64 | rows, len bytes | zeros to 8
 //! ```
-//! Numbers are little-endian. Each CRC-32C covers all of its unit but itself, begins with the
-//! segment's number, and so refuses what a reused block of the disk still holds of another segment.
+//! Numbers are little-endian. Each CRC-32C covers all of its unit but itself. A batch's begins with
+//! its segment's number and salt, and so refuses what a reused block of the disk still holds of
+//! another segment, and what a client made to look like a batch.
 //! A batch never spans segments: one that does not fit the rest of a segment begins the next,
 //! which is made larger if it must be.
 //!
-//! Reading, a bad batch with a good one of a later number behind it is damage, and an error. Any
-//! other is a torn tail, was never answered, and is cut off.
+//! Reading, a bad batch with a good one of a later number behind it is damage, and an error, and so
+//! is one with a later segment behind it. Any other is a torn tail, was never answered, and is cut
+//! off.
 
+mod later;
+#[cfg(test)]
+mod tests;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -113,6 +120,7 @@ pub struct Log {
 #[derive(Debug)]
 struct Segment {
     number: u64,
+    seed: u32,
     file: Arc<dyn DiskFile>,
     size: u64,
     end: u64,
@@ -164,19 +172,24 @@ impl Log {
         replay: &mut dyn FnMut(Batch<'_>) -> Result<(), Error>,
     ) -> Result<Log, Error> {
         let Found {
-            past,
+            mut past,
+            last_end,
             summary,
-            tail,
+            unfinished,
         } = read_all(disk.as_ref(), applied, replay)?;
-        match tail {
-            // What was never answered must not look like damage once good batches follow.
-            Some(Tail::Cut { number, at }) => {
-                let file = disk.open(&file_name(number))?;
-                file.set_len(at)?;
-                file.sync()?;
+        // What was never answered must not look like damage once good batches follow; nor is the
+        // room needed that the last segment did not come to use. And what was read may have been
+        // written by a process that was killed before it synced.
+        if let Some(last) = past.last_mut() {
+            let file = disk.open(&file_name(last.number))?;
+            if last.bytes > last_end {
+                file.set_len(last_end)?;
+                last.bytes = last_end;
             }
-            Some(Tail::NoSegment { number }) => disk.remove(&file_name(number))?,
-            None => {}
+            file.sync()?;
+        }
+        if let Some(number) = unfinished {
+            disk.remove(&file_name(number))?;
         }
         let number = past.last().map_or(1, |past| past.number + 1);
         let segments = Segments {
@@ -218,7 +231,7 @@ impl Log {
         if self.current.size - self.current.end < length {
             self.roll(length)?;
         }
-        encode_frame(&mut self.frame, self.current.number, number, index, rows);
+        encode_frame(&mut self.frame, self.current.seed, number, index, rows);
         self.current.file.write_at(&self.frame, self.current.end)?;
         self.current.file.sync()?;
         self.current.end += length;
@@ -292,41 +305,58 @@ impl Segments {
 fn begin(disk: &dyn Disk, number: u64, size: u64) -> Result<Segment, Error> {
     let name = file_name(number);
     let size = size.max(HEADER_BYTES as u64);
-    let made = disk.create(&name, size).and_then(|file| {
-        file.write_at(&encode_header(number), 0)?;
-        file.sync()?;
-        Ok(file)
-    });
-    match made {
-        Ok(file) => {
-            disk.sync_dir()?;
-            Ok(Segment {
-                number,
-                file,
-                size,
-                end: HEADER_BYTES as u64,
-            })
+    // The only chance in the store: it is not to be foreseen by who writes values.
+    let salt = RandomState::new().build_hasher().finish();
+    let file = match disk.create(&name, size) {
+        Ok(file) => file,
+        Err(error) if is_full(&error) => return Err(Error::NoSpace),
+        Err(error) => return Err(error.into()),
+    };
+    match file.write_at(&encode_header(number, salt), 0) {
+        Ok(()) => {}
+        // Some file systems allocate, and yet have no room in the end.
+        Err(error) if is_full(&error) => {
+            disk.remove(&name)?;
+            return Err(Error::NoSpace);
         }
-        Err(error) if is_full(&error) => Err(Error::NoSpace),
-        Err(error) => Err(error.into()),
+        Err(error) => return Err(error.into()),
     }
+    file.sync()?;
+    disk.sync_dir()?;
+    Ok(Segment {
+        number,
+        seed: seed(number, salt),
+        file,
+        size,
+        end: HEADER_BYTES as u64,
+    })
 }
 
-fn encode_header(number: u64) -> [u8; HEADER_BYTES] {
+fn encode_header(number: u64, salt: u64) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
     header[16..24].copy_from_slice(&number.to_le_bytes());
-    let crc = seeded(number, &[&header[..12], &header[16..]]);
+    header[24..].copy_from_slice(&salt.to_le_bytes());
+    let crc = header_crc(&header);
     header[12..16].copy_from_slice(&crc.to_le_bytes());
     header
+}
+
+fn header_crc(header: &[u8; HEADER_BYTES]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..])
+}
+
+/// What the CRC of every batch of a segment begins with.
+fn seed(number: u64, salt: u64) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &salt.to_le_bytes())
 }
 
 fn frame_len(rows: usize) -> usize {
     (FRAME_BYTES + rows).next_multiple_of(ALIGN)
 }
 
-fn encode_frame(out: &mut Vec<u8>, segment: u64, number: u64, index: u64, rows: &[u8]) {
+fn encode_frame(out: &mut Vec<u8>, seed: u32, number: u64, index: u64, rows: &[u8]) {
     let length = u32::try_from(rows.len()).expect("a batch is smaller than 4 GiB");
     out.clear();
     out.reserve(frame_len(rows.len()));
@@ -335,41 +365,54 @@ fn encode_frame(out: &mut Vec<u8>, segment: u64, number: u64, index: u64, rows: 
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&index.to_le_bytes());
     out.extend_from_slice(rows);
-    let crc = seeded(segment, &[&out[..4], &out[8..]]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed, &out[..4]), &out[8..]);
     out[4..8].copy_from_slice(&crc.to_le_bytes());
     out.resize(frame_len(rows.len()), 0);
 }
 
-fn seeded(segment: u64, parts: &[&[u8]]) -> u32 {
-    let seed = crc32c::crc32c(&segment.to_le_bytes());
-    parts
-        .iter()
-        .fold(seed, |crc, part| crc32c::crc32c_append(crc, part))
+/// The front of a batch, with its CRC computed up to where the rows begin.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    rows_len: usize,
+    crc: u32,
+    number: u64,
+    index: u64,
+    crc_before_rows: u32,
+}
+
+impl Frame {
+    fn decode(bytes: &[u8], seed: u32) -> Option<Frame> {
+        let header = bytes.first_chunk::<FRAME_BYTES>()?;
+        let crc = crc32c::crc32c_append(seed, &header[..4]);
+        Some(Frame {
+            rows_len: u32::from_le_bytes(header[..4].try_into().ok()?) as usize,
+            crc: u32::from_le_bytes(header[4..8].try_into().ok()?),
+            number: u64::from_le_bytes(header[8..16].try_into().ok()?),
+            index: u64::from_le_bytes(header[16..].try_into().ok()?),
+            crc_before_rows: crc32c::crc32c_append(crc, &header[8..]),
+        })
+    }
 }
 
 /// The batch at the front of `bytes`, and the bytes it takes; `None` if none is whole there.
-fn decode_frame(bytes: &[u8], segment: u64) -> Option<(Batch<'_>, usize)> {
-    let (header, rest) = bytes.split_first_chunk::<FRAME_BYTES>()?;
-    let length = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
-    let crc = u32::from_le_bytes(header[4..8].try_into().ok()?);
-    let rows = rest.get(..length)?;
-    let number = u64::from_le_bytes(header[8..16].try_into().ok()?);
+fn decode_frame(bytes: &[u8], seed: u32) -> Option<(Batch<'_>, usize)> {
+    let frame = Frame::decode(bytes, seed)?;
+    let rows = bytes[FRAME_BYTES..].get(..frame.rows_len)?;
     // A number of 0 is never given: zeros are no batch.
-    if number == 0 || seeded(segment, &[&header[..4], &header[8..], rows]) != crc {
+    if frame.number == 0 || crc32c::crc32c_append(frame.crc_before_rows, rows) != frame.crc {
         return None;
     }
-    let index = u64::from_le_bytes(header[16..].try_into().ok()?);
     let batch = Batch {
-        number,
-        index,
+        number: frame.number,
+        index: frame.index,
         rows,
     };
-    Some((batch, frame_len(length)))
+    Some((batch, frame_len(frame.rows_len)))
 }
 
 /// What a segment's first bytes say.
 enum Header {
-    Ours,
+    Ours { seed: u32 },
     Newer(u32),
     Bad,
 }
@@ -378,18 +421,17 @@ fn decode_header(bytes: &[u8], number: u64) -> Header {
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
         return Header::Bad;
     };
-    let mut ours = encode_header(number);
-    if *header == ours {
-        return Header::Ours;
+    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+    let long = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
+    if header[..8] != *MAGIC || word(12) != header_crc(header) || long(16) != number {
+        return Header::Bad;
     }
-    let format = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));
-    ours[8..12].copy_from_slice(&format.to_le_bytes());
-    let crc = seeded(number, &[&ours[..12], &ours[16..]]);
-    ours[12..16].copy_from_slice(&crc.to_le_bytes());
-    if format > FORMAT && *header == ours {
-        Header::Newer(format)
-    } else {
-        Header::Bad
+    match word(8) {
+        FORMAT => Header::Ours {
+            seed: seed(number, long(24)),
+        },
+        format if format > FORMAT => Header::Newer(format),
+        _ => Header::Bad,
     }
 }
 
@@ -403,37 +445,32 @@ pub struct Scan {
 }
 
 /// Reads the batches of a segment from its bytes, header included, and hands them to `visit`.
-/// Never panics, whatever the bytes.
+/// `seed` is what their CRCs begin with, `last` the number of the batch before them, if that is
+/// known, and `applied` a number that they are not far above. Never panics, whatever the bytes.
 pub fn scan(
     bytes: &[u8],
-    segment: u64,
+    seed: u32,
+    mut last: Option<u64>,
+    applied: u64,
     mut visit: impl FnMut(usize, Batch<'_>) -> Result<(), Error>,
 ) -> Result<Scan, Error> {
     let mut end = HEADER_BYTES.min(bytes.len());
-    let mut last = 0;
-    while let Some((batch, length)) = decode_frame(&bytes[end..], segment) {
-        last = batch.number;
+    while let Some((batch, length)) = decode_frame(&bytes[end..], seed) {
+        last = Some(batch.number);
         visit(end, batch)?;
         end = (end + length).min(bytes.len());
     }
-    let later = (end + ALIGN..bytes.len()).step_by(ALIGN).find(|at| {
-        decode_frame(&bytes[*at..], segment).is_some_and(|(batch, _)| batch.number > last)
-    });
+    let later = later::find(&bytes[end..], seed, last, applied).map(|at| end + at);
     Ok(Scan { end, later })
 }
 
 struct Found {
     past: Vec<Past>,
+    /// Where the batches of the last of them end.
+    last_end: u64,
     summary: Summary,
-    tail: Option<Tail>,
-}
-
-/// What a crash left behind the last whole batch.
-enum Tail {
-    /// The segment is good up to `at`.
-    Cut { number: u64, at: u64 },
-    /// The segment was never finished.
-    NoSegment { number: u64 },
+    /// A segment that a crash kept from being begun.
+    unfinished: Option<u64>,
 }
 
 fn read_all(
@@ -441,45 +478,40 @@ fn read_all(
     applied: u64,
     visit: &mut dyn FnMut(Batch<'_>) -> Result<(), Error>,
 ) -> Result<Found, Error> {
-    let mut numbers: Vec<u64> = disk
-        .list()?
-        .iter()
-        .filter_map(|name| number_of(name))
-        .collect();
+    let names = disk.list()?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     numbers.sort_unstable();
-    let mut past: Vec<Past> = Vec::new();
+    let mut found = Found {
+        past: Vec::new(),
+        last_end: 0,
+        summary: Summary::default(),
+        unfinished: None,
+    };
     let mut last_batch = None;
-    let mut torn: Option<(u64, u64)> = None;
-    let mut torn_bytes = 0;
-    let mut tail = None;
     for (place, &number) in numbers.iter().enumerate() {
+        let is_last = place + 1 == numbers.len();
         let name = file_name(number);
-        let damaged = |offset: u64, what: &'static str| Error::Damaged {
+        let damaged = |offset: usize, what: &'static str| Error::Damaged {
             file: name.clone(),
-            offset,
+            offset: offset as u64,
             what,
         };
-        let bytes = read_used(disk.open(&name)?.as_ref())?;
-        match decode_header(&bytes, number) {
-            Header::Ours => {}
+        let file = disk.open(&name)?;
+        let bytes = read_used(file.as_ref())?;
+        let seed = match decode_header(&bytes, number) {
+            Header::Ours { seed } => seed,
             Header::Newer(found) => return Err(Error::Newer { file: name, found }),
-            Header::Bad if place + 1 == numbers.len() => {
-                tail = Some(Tail::NoSegment { number });
+            Header::Bad if is_last && bytes.iter().skip(HEADER_BYTES).all(|byte| *byte == 0) => {
+                found.unfinished = Some(number);
                 break;
             }
             Header::Bad => return Err(damaged(0, "the header is not that of this segment")),
-        }
-        let found = scan(&bytes, number, |at, batch| {
-            if let Some((segment, offset)) = torn {
-                return Err(Error::Damaged {
-                    file: file_name(segment),
-                    offset,
-                    what: "a batch is damaged, and later ones are whole",
-                });
-            }
-            let expected = last_batch.map_or(batch.number.min(applied + 1), |last| last + 1);
-            if batch.number != expected {
-                return Err(damaged(at as u64, "a batch before it is missing"));
+        };
+        let scanned = scan(&bytes, seed, last_batch, applied, |at, batch| {
+            let next = last_batch.map_or(0, |last| last + 1);
+            // What the tables hold need not be there: segments are removed in no sure order.
+            if batch.number != next && !(next..=applied + 1).contains(&batch.number) {
+                return Err(damaged(at, "a batch before it is missing"));
             }
             last_batch = Some(batch.number);
             if batch.number > applied {
@@ -488,39 +520,31 @@ fn read_all(
                 Ok(())
             }
         })?;
-        if found.later.is_some() {
-            return Err(damaged(
-                found.end as u64,
-                "a batch is damaged, and later ones are whole",
-            ));
+        if scanned.later.is_some() {
+            let what = "a batch is damaged, and later ones are whole";
+            return Err(damaged(scanned.end, what));
         }
-        let rest = bytes[found.end..].iter().rposition(|byte| *byte != 0);
-        if let Some(rest) = rest {
-            torn = Some((number, found.end as u64));
-            torn_bytes = rest as u64 + 1;
-            tail = Some(Tail::Cut {
-                number,
-                at: found.end as u64,
-            });
+        if let Some(rest) = bytes[scanned.end..].iter().rposition(|byte| *byte != 0) {
+            // A segment is begun when all that was written to the one before is whole or cut off.
+            if !is_last {
+                let what = "a batch is damaged, and a later segment is there";
+                return Err(damaged(scanned.end, what));
+            }
+            found.summary.torn_bytes = rest as u64 + 1;
         }
-        past.push(Past {
+        found.last_end = scanned.end as u64;
+        found.past.push(Past {
             number,
-            bytes: disk.open(&name)?.size()?,
+            bytes: file.size()?,
             last_batch: last_batch.unwrap_or(applied),
         });
     }
-    let last_batch = last_batch.unwrap_or(applied).max(applied);
-    Ok(Found {
-        past,
-        summary: Summary {
-            last_batch,
-            torn_bytes,
-        },
-        tail,
-    })
+    found.summary.last_batch = last_batch.unwrap_or(applied).max(applied);
+    Ok(found)
 }
 
-/// The bytes of a segment without the zeros at its end that were never written.
+/// The bytes of a segment without the zeros at its end that were never written; those that a batch
+/// ends with are kept.
 fn read_used(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let size = usize::try_from(file.size()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let zeros = vec![0; READ_BYTES.min(size)];
@@ -536,6 +560,13 @@ fn read_used(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
         }
     }
     bytes.truncate(zeros_from);
+    let mut end = HEADER_BYTES;
+    while let Some(length) = bytes.get(end..).and_then(|rest| rest.first_chunk::<4>()) {
+        end += frame_len(u32::from_le_bytes(*length) as usize);
+    }
+    if end > bytes.len() && end <= size {
+        bytes.resize(end, 0);
+    }
     Ok(bytes)
 }
 

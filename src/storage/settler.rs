@@ -109,8 +109,8 @@ impl Settler {
 
     /// After a full disk: gives up the reserve, and opens the database anew.
     fn give_way(&mut self, error: Error) -> Result<Outcome, Error> {
-        let full = matches!(error, Error::NoSpace | Error::Closed) || self.database.met_full_disk();
-        if !full {
+        let full = matches!(error, Error::NoSpace) || self.database.met_full_disk();
+        if !full && !self.database.is_closed() {
             return Err(error);
         }
         warn!("the disk is full: the database could not take a commit, which stays in the log");

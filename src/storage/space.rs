@@ -32,8 +32,8 @@ struct Reserve {
 }
 
 impl Space {
-    /// Takes the reserves; a disk that is too full for them is a full disk from the start.
-    pub fn new(settings: &Settings) -> Result<Space, Error> {
+    /// Finds what is kept; the disk counts as full until [`Space::restore`] has had all of it.
+    pub fn find(settings: &Settings) -> Result<Space, Error> {
         let mut reserves = Vec::new();
         for (disk, bytes) in [
             (&settings.log, settings.segment_bytes),
@@ -42,15 +42,18 @@ impl Space {
             reserves.push(Reserve::find(Arc::clone(disk), bytes)?);
         }
         let reserves = reserves.try_into().expect("two were pushed");
-        let space = Space {
+        Ok(Space {
             full: AtomicBool::new(true),
             reserves: Mutex::new(reserves),
-        };
-        space.restore()?;
-        if space.is_full() {
-            warn!("the disk is too full for the reserve: what adds data is refused");
+        })
+    }
+
+    /// Takes a step of the start; on a full disk once more, with what was kept for this.
+    pub fn in_need<T>(&self, step: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        match step() {
+            Err(Error::NoSpace) if self.give_up()? => step(),
+            done => done,
         }
-        Ok(space)
     }
 
     /// Whether what would add data is refused.
@@ -58,16 +61,17 @@ impl Space {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// The disk is full: gives up what was kept for this.
-    pub fn give_up(&self) -> Result<(), Error> {
+    /// The disk is full: gives up what was kept for this; whether there was anything.
+    pub fn give_up(&self) -> Result<bool, Error> {
         let mut reserves = self.reserves.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.full.swap(true, Ordering::Relaxed) {
             warn!("the disk is full: what adds data is refused until there is room");
         }
+        let mut given_up = false;
         for reserve in reserves.iter_mut() {
-            reserve.give_up()?;
+            given_up |= reserve.give_up()?;
         }
-        Ok(())
+        Ok(given_up)
     }
 
     /// Tries to have the reserves again; then the disk is full no longer.
@@ -108,13 +112,14 @@ impl Reserve {
         Ok(self.held)
     }
 
-    fn give_up(&mut self) -> io::Result<()> {
-        if self.held {
+    fn give_up(&mut self) -> io::Result<bool> {
+        let held = self.held;
+        if held {
             self.disk.remove(RESERVE_FILE)?;
             // Only then can the room be taken by others.
             self.disk.sync_dir()?;
             self.held = false;
         }
-        Ok(())
+        Ok(held)
     }
 }

@@ -13,7 +13,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::disk::Disk;
 use super::log::{self, Log};
@@ -116,7 +116,8 @@ impl Store {
     /// Opens the store, or makes it with `identity`; replays what the log holds beyond the tables.
     /// The second half is for the background thread.
     pub fn open(settings: &Settings, identity: Identity) -> Result<(Store, Settler), Error> {
-        let database = open_database(settings, identity)?;
+        let space = Arc::new(Space::find(settings)?);
+        let database = space.in_need(|| open_database(settings, &identity))?;
         let reader = database.reader()?;
         let meta = reader.meta.clone();
         let has_log = settings
@@ -127,17 +128,7 @@ impl Store {
         if meta.log_begun && !has_log {
             return Err(Damaged("the log's files are missing").into());
         }
-        let memtable = Memtable::default();
-        let mut decided = Progress::of(&meta);
-        let log_settings = log::Settings {
-            segment_bytes: settings.segment_bytes,
-        };
-        let log = Log::open(
-            Arc::clone(&settings.log),
-            log_settings,
-            meta.applied_batch,
-            &mut |batch| Ok(replay(&memtable, &mut decided, &batch)?),
-        )?;
+        let (log, memtable, decided) = space.in_need(|| open_log(settings, &meta))?;
         let replayed_bytes = memtable.bytes();
         if !memtable.is_empty() {
             let (batches, changes) = (decided.batch - meta.applied_batch, memtable.len());
@@ -158,7 +149,10 @@ impl Store {
             current: ArcSwap::from_pointee(view.clone()),
             change: Mutex::default(),
         });
-        let space = Arc::new(Space::new(settings)?);
+        space.restore()?;
+        if space.is_full() {
+            warn!("the disk is too full for the reserve: what adds data is refused");
+        }
         let settler = Settler::new(
             database,
             Arc::clone(&views),
@@ -342,6 +336,22 @@ impl Store {
     }
 }
 
+/// Opens the log, and replays what it holds beyond the tables.
+fn open_log(settings: &Settings, meta: &Meta) -> Result<(Log, Memtable, Progress), Error> {
+    let memtable = Memtable::default();
+    let mut decided = Progress::of(meta);
+    let log_settings = log::Settings {
+        segment_bytes: settings.segment_bytes,
+    };
+    let log = Log::open(
+        Arc::clone(&settings.log),
+        log_settings,
+        meta.applied_batch,
+        &mut |batch| Ok(replay(&memtable, &mut decided, &batch)?),
+    )?;
+    Ok((log, memtable, decided))
+}
+
 /// Puts the decisions of a batch back into the memtable; nothing is judged again.
 pub(crate) fn replay(
     memtable: &Memtable,
@@ -379,7 +389,7 @@ pub(crate) fn replay(
     Ok(())
 }
 
-fn open_database(settings: &Settings, identity: Identity) -> Result<Database, Error> {
+fn open_database(settings: &Settings, identity: &Identity) -> Result<Database, Error> {
     let disk = &settings.data;
     let names = disk.list()?;
     let exists = |name: &str| names.iter().any(|other| other == name);
@@ -395,7 +405,11 @@ fn open_database(settings: &Settings, identity: Identity) -> Result<Database, Er
         {
             return Err(Damaged("the log is there, but not the database").into());
         }
-        let meta = Meta::new(identity.cluster_id, identity.member_id, identity.peer_urls);
+        let meta = Meta::new(
+            identity.cluster_id,
+            identity.member_id,
+            identity.peer_urls.clone(),
+        );
         let file = disk.create(NEW_DATABASE_FILE, 0)?;
         drop(Database::create(
             Arc::clone(&file),
@@ -404,8 +418,9 @@ fn open_database(settings: &Settings, identity: Identity) -> Result<Database, Er
         )?);
         file.sync()?;
         disk.rename(NEW_DATABASE_FILE, DATABASE_FILE)?;
-        disk.sync_dir()?;
     }
+    // Always: a process that was killed may have renamed it and not synced.
+    disk.sync_dir()?;
     Database::open(disk.open(DATABASE_FILE)?, settings.cache_bytes)
 }
 

@@ -10,6 +10,7 @@
 //! - After `allocate` or `create`, writes within the length cannot run out of space.
 
 pub mod real;
+pub mod sim;
 
 use std::fmt::Debug;
 use std::io;

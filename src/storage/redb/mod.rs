@@ -99,6 +99,11 @@ impl Database {
         self.redb.as_ref().ok_or(Error::Closed)
     }
 
+    /// Whether it could not be opened anew.
+    pub fn is_closed(&self) -> bool {
+        self.redb.is_none()
+    }
+
     /// Whether the last failure was a full disk.
     pub fn met_full_disk(&self) -> bool {
         self.counters.full.load(Ordering::Relaxed)
