@@ -496,7 +496,7 @@ fn a_flush_on_a_full_disk_is_tried_again() {
     runtime.block_on(async {
         work(&engine, &mut model, 30, &mut SplitMix(3), "before").await;
         let put = Ask::Put(put_of("key 1", vec![1; 20_000]));
-        while engine.view().settled().meta.rows == 0 {
+        while engine.view().settled().meta.history_rows == 0 {
             soon(ask(&engine, put.clone()), "before")
                 .await
                 .expect("there is room");
