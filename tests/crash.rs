@@ -11,6 +11,7 @@
 #[path = "crash/model.rs"]
 mod model;
 
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -23,6 +24,7 @@ use metastore::mvcc::request::DeleteRange;
 use metastore::storage;
 use metastore::storage::check::{self, Report};
 use metastore::storage::disk::sim::{SimDisk, SplitMix};
+use metastore::storage::disk::{Disk, DiskFile};
 use metastore::storage::key_range::KeyRange;
 use metastore::storage::store::{DATABASE_FILE, Identity, Settings};
 use tokio::runtime::Runtime;
@@ -50,13 +52,17 @@ fn settings(disk: &SimDisk) -> Settings {
 }
 
 fn open(disk: &SimDisk) -> Result<Arc<Engine>, storage::Error> {
+    open_with(&settings(disk))
+}
+
+fn open_with(settings: &Settings) -> Result<Arc<Engine>, storage::Error> {
     let identity = Identity {
         cluster_id: 1,
         member_id: 2,
         peer_urls: vec!["http://localhost:2380".to_owned()],
     };
     let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
-    Engine::open(&settings(disk), identity, clock).map(Arc::new)
+    Engine::open(settings, identity, clock).map(Arc::new)
 }
 
 fn checked(disk: &SimDisk, story: &str) -> Report {
@@ -563,4 +569,58 @@ fn a_failed_sync_ends_the_engine() {
             checked(&disk, &story);
         }
     }
+}
+
+/// A log folder that takes its time to remove a segment.
+#[derive(Debug)]
+struct SlowToRemove(Arc<dyn Disk>);
+
+impl Disk for SlowToRemove {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.0.open(name)
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+        self.0.create(name, len)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        thread::sleep(Duration::from_millis(30));
+        self.0.remove(name)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.0.sync_dir()
+    }
+}
+
+/// The next memtable is full while the log is still being cut behind the last.
+#[test]
+fn a_flush_waits_until_the_log_is_cut_behind_the_last() {
+    let runtime = runtime();
+    let disk = SimDisk::new();
+    let slow = Settings {
+        log: Arc::new(SlowToRemove(disk.folder("log"))),
+        ..settings(&disk)
+    };
+    let engine = open_with(&slow).expect("there is room");
+    let mut model = Model::new();
+    runtime.block_on(async {
+        let put = Ask::Put(put_of("key", vec![1; 40_000]));
+        for _ in 0..20 {
+            let answer = soon(ask(&engine, put.clone()), "slow").await;
+            answer.expect("there is room");
+            model.take(&put);
+        }
+    });
+    stop(engine, "slow");
+    reopen(&runtime, &disk, &mut model, "slow");
 }
