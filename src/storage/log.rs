@@ -173,19 +173,24 @@ impl Log {
     ) -> Result<Log, Error> {
         let Found {
             mut past,
+            last_batch_at,
             last_end,
             summary,
             unfinished,
         } = read_all(disk.as_ref(), applied, replay)?;
         // What was never answered must not look like damage once good batches follow; nor is the
-        // room needed that the last segment did not come to use. And what was read may have been
-        // written by a process that was killed before it synced.
+        // room needed that the last segment did not come to use. And the last batch may have been
+        // read from memory alone: written by a process that was killed before it synced, or whose
+        // sync failed, after which the system takes the pages for clean. So it is written again.
         if let Some(last) = past.last_mut() {
             let file = disk.open(&file_name(last.number))?;
             if last.bytes > last_end {
                 file.set_len(last_end)?;
                 last.bytes = last_end;
             }
+            let mut batch = vec![0; (last_end - last_batch_at) as usize];
+            file.read_at(&mut batch, last_batch_at)?;
+            file.write_at(&batch, last_batch_at)?;
             file.sync()?;
         }
         if let Some(number) = unfinished {
@@ -435,6 +440,15 @@ fn decode_header(bytes: &[u8], number: u64) -> Header {
     }
 }
 
+/// What the CRCs of a segment's batches begin with, if `bytes` begin with the header of segment
+/// `number`.
+pub fn segment_seed(bytes: &[u8], number: u64) -> Option<u32> {
+    match decode_header(bytes, number) {
+        Header::Ours { seed } => Some(seed),
+        Header::Newer(_) | Header::Bad => None,
+    }
+}
+
 /// The whole batches at the front of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Scan {
@@ -466,7 +480,8 @@ pub fn scan(
 
 struct Found {
     past: Vec<Past>,
-    /// Where the batches of the last of them end.
+    /// Where the last batch of the last of them begins, and where it ends.
+    last_batch_at: u64,
     last_end: u64,
     summary: Summary,
     /// A segment that a crash kept from being begun.
@@ -483,6 +498,7 @@ fn read_all(
     numbers.sort_unstable();
     let mut found = Found {
         past: Vec::new(),
+        last_batch_at: 0,
         last_end: 0,
         summary: Summary::default(),
         unfinished: None,
@@ -507,7 +523,9 @@ fn read_all(
             }
             Header::Bad => return Err(damaged(0, "the header is not that of this segment")),
         };
+        let mut last_batch_at = None;
         let scanned = scan(&bytes, seed, last_batch, applied, |at, batch| {
+            last_batch_at = Some(at as u64);
             let next = last_batch.map_or(0, |last| last + 1);
             // What the tables hold need not be there: segments are removed in no sure order.
             if batch.number != next && !(next..=applied + 1).contains(&batch.number) {
@@ -533,6 +551,7 @@ fn read_all(
             found.summary.torn_bytes = rest as u64 + 1;
         }
         found.last_end = scanned.end as u64;
+        found.last_batch_at = last_batch_at.unwrap_or(found.last_end);
         found.past.push(Past {
             number,
             bytes: file.size()?,
