@@ -125,6 +125,15 @@ impl Database {
         })
     }
 
+    /// Writes another format's number into `meta`: what a newer program leaves behind, for tests.
+    #[doc(hidden)]
+    pub fn claim_format(&self, version: u64) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        txn.open_table(tables::META)?
+            .insert("format", &version.to_be_bytes()[..])?;
+        Ok(txn.commit()?)
+    }
+
     /// Changes what `meta` says, and nothing else.
     pub fn update_meta(&self, change: impl FnOnce(&mut Meta)) -> Result<(), Error> {
         let txn = self.begin_write()?;
