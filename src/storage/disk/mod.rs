@@ -47,6 +47,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Fills `buf` from `offset` on; `UnexpectedEof` if the file ends before.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// As [`DiskFile::read_at`]; whether all of it came from memory, if that can be told.
+    fn read_at_from_memory(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.read_at(buf, offset)?;
+        Ok(true)
+    }
+
     /// Writes all of `data` at `offset`, growing the file if need be.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
 

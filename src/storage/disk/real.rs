@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::{Disk, DiskFile};
 
@@ -115,6 +115,19 @@ impl DiskFile for RealFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(buf, offset)
+    }
+
+    fn read_at_from_memory(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        let length = buf.len();
+        let bufs = &mut [io::IoSliceMut::new(buf)];
+        // What fails here is told again, and better, by the read that may wait.
+        match preadv2(&self.0, bufs, offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == length => Ok(true),
+            _ => {
+                self.read_at(buf, offset)?;
+                Ok(false)
+            }
+        }
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {

@@ -16,11 +16,7 @@ use crate::storage::disk::{self, DiskFile};
 /// worst wait falls from 500–1300 ms to 31–51 ms.
 const SYNC_EVERY_BYTES: u64 = 4 << 20;
 
-/// A read that takes longer did not come from memory: a page copied from the operating system's
-/// cache takes 1–5 µs.
-const SLOW_READ_MICROS: u64 = 100;
-
-/// How long after a slow read more of them are expected.
+/// How long after a read that waited for the disk more of them are expected.
 const COLD_MILLIS: u64 = 1000;
 
 /// What the backend saw, shared with the owner of the database.
@@ -76,14 +72,9 @@ impl redb::StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let begun = Clock::System.monotonic_micros();
-        self.file.read_at(out, offset)?;
-        let now = Clock::System.monotonic_micros();
-        if now - begun > SLOW_READ_MICROS {
-            let until = now / 1000 + COLD_MILLIS;
-            self.counters
-                .cold_until_millis
-                .store(until, Ordering::Relaxed);
+        if !self.file.read_at_from_memory(out, offset)? {
+            let until = Clock::System.monotonic_millis() + COLD_MILLIS;
+            self.counters.cold_until_millis.store(until, Ordering::Relaxed);
         }
         Ok(())
     }
