@@ -16,3 +16,8 @@ pub mod mvcc;
 pub mod proto;
 pub mod server;
 pub mod storage;
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

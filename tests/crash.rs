@@ -8,6 +8,8 @@
 //!
 //! `SEED=n` starts from another seed, `METASTORE_CRASH_STOPS=n` tries that many stops.
 
+#![allow(clippy::disallowed_methods, reason = "tests poll, with a deadline")]
+
 #[path = "crash/model.rs"]
 mod model;
 

@@ -285,17 +285,26 @@ impl Engine {
             count,
         };
         let request = Arc::new(request);
-        let chosen = self.select_apart(&view, &request, at, effort).await?;
-        let units = match chosen.bytes() {
+        let units = |chosen: &Selection| match chosen.bytes() {
             ..=LARGE_ANSWER_BYTES => None,
             bytes => Some((bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32),
         };
-        let Some(units) = units else {
-            return Ok((self.fetch_apart(view, chosen, newest).await?, None));
+        let select = Arc::clone(&request);
+        let whole = move |view: &View, counts: &Counts| {
+            let chosen = all(range::select(view, &select, at, effort, counts)?);
+            Ok(match units(&chosen) {
+                None => Ok(chosen.fetch(view, newest)?),
+                Some(units) => Err((chosen, units)),
+            })
+        };
+        let (chosen, units) = match self.run_apart(Arc::clone(&view), whole).await? {
+            Ok(ranged) => return Ok((ranged, None)),
+            Err(large) => large,
         };
         let rooms = Arc::clone(&self.large_answers);
         if let Ok(room) = Arc::clone(&rooms).try_acquire_many_owned(units) {
-            let ranged = self.fetch_apart(view, chosen, newest).await?;
+            let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
+            let ranged = self.run_apart(view, fetch).await?;
             return Ok((ranged, Some(Arc::new(room))));
         }
         // No view is held while others send their answers: what is there at a revision stays.
@@ -304,35 +313,11 @@ impl Engine {
         let room = room.map_err(|_| Error::Stopped)?;
         let view = self.view();
         range::resolve(&view, at as i64, view.revision)?;
-        let chosen = self.select_apart(&view, &request, at, effort).await?;
-        let ranged = self.fetch_apart(view, chosen, newest).await?;
+        let whole = move |view: &View, counts: &Counts| {
+            all(range::select(view, &request, at, effort, counts)?).fetch(view, newest)
+        };
+        let ranged = self.run_apart(view, whole).await?;
         Ok((ranged, Some(Arc::new(room))))
-    }
-
-    async fn select_apart(
-        self: &Arc<Self>,
-        view: &Arc<View>,
-        request: &Arc<Range>,
-        at: u64,
-        effort: Effort,
-    ) -> Result<Selection, Error> {
-        let request = Arc::clone(request);
-        let select =
-            move |view: &View, counts: &Counts| range::select(view, &request, at, effort, counts);
-        match self.run_apart(Arc::clone(view), select).await? {
-            Selected::Done(chosen) => Ok(chosen),
-            Selected::TooLong => unreachable!("no range is longer than all effort"),
-        }
-    }
-
-    async fn fetch_apart(
-        self: &Arc<Self>,
-        view: Arc<View>,
-        chosen: Selection,
-        newest: u64,
-    ) -> Result<Ranged, Error> {
-        let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
-        self.run_apart(view, fetch).await
     }
 
     /// Runs a read on a thread for reads, in the current view; if that is closed meanwhile, once
@@ -378,6 +363,14 @@ impl Engine {
         let engine = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || read(&view, &engine.counts));
         done.await.unwrap_or(Err(Error::Stopped))
+    }
+}
+
+/// What was selected with all effort.
+fn all(selected: Selected) -> Selection {
+    match selected {
+        Selected::Done(chosen) => chosen,
+        Selected::TooLong => unreachable!("no range is longer than all effort"),
     }
 }
 

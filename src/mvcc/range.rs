@@ -15,6 +15,10 @@ use super::request::{Order, Range, Ranged, Target};
 use crate::storage::record::KeyValue;
 use crate::storage::view::{Met, View};
 
+/// Pairs that are fetched in the order of the answer; of more, the records' pages would be met
+/// again and again.
+const IN_KEY_ORDER_MAX: usize = 256;
+
 /// How far a selection may go.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
@@ -240,30 +244,53 @@ impl Selection {
 
     /// Reads the chosen versions; `newest` is the revision that the answer names.
     pub fn fetch(&self, view: &View, newest: u64) -> Result<Ranged, Error> {
-        let mut kvs = Vec::with_capacity(self.picked.len());
-        for Picked { key, met } in &self.picked {
-            let version = &met.version;
-            kvs.push(match self.keys_only {
-                None => KeyValue::of(&view.record(met)?)?,
-                Some(keys_only) => KeyValue {
-                    key: key.clone(),
-                    create: version.create,
-                    modified: version.revision.main,
-                    version: version.version,
-                    value: Bytes::new(),
-                    lease: if keys_only == KeysOnly::WithLease {
-                        version.lease
-                    } else {
-                        0
-                    },
-                },
-            });
-        }
+        let kvs = match self.keys_only {
+            Some(keys_only) => {
+                let picked = self.picked.iter();
+                picked.map(|pick| pick.without_value(keys_only)).collect()
+            }
+            None if self.picked.len() > IN_KEY_ORDER_MAX => self.fetch_in_order_of_time(view)?,
+            None => {
+                let mut kvs = Vec::with_capacity(self.picked.len());
+                for pick in &self.picked {
+                    kvs.push(KeyValue::of(&view.record(&pick.met)?)?);
+                }
+                kvs
+            }
+        };
         Ok(Ranged {
             revision: newest,
             kvs,
             more: self.more,
             count: self.count,
         })
+    }
+
+    /// Records lie in order of time: so each of their pages is met once.
+    fn fetch_in_order_of_time(&self, view: &View) -> Result<Vec<KeyValue>, Error> {
+        let mut order: Vec<usize> = (0..self.picked.len()).collect();
+        order.sort_unstable_by_key(|place| self.picked[*place].met.version.revision);
+        let mut kvs = vec![KeyValue::default(); self.picked.len()];
+        for place in order {
+            kvs[place] = KeyValue::of(&view.record(&self.picked[place].met)?)?;
+        }
+        Ok(kvs)
+    }
+}
+
+impl Picked {
+    fn without_value(&self, keys_only: KeysOnly) -> KeyValue {
+        let version = &self.met.version;
+        KeyValue {
+            key: self.key.clone(),
+            create: version.create,
+            modified: version.revision.main,
+            version: version.version,
+            value: Bytes::new(),
+            lease: match keys_only {
+                KeysOnly::WithLease => version.lease,
+                KeysOnly::WithoutLease => 0,
+            },
+        }
     }
 }

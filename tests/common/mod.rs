@@ -3,6 +3,7 @@
 //! The same function starts MetaStore and etcd, because both take the same flags. It returns once the server
 //! answers requests, and a server that is dropped is killed.
 
+#![allow(clippy::disallowed_methods, reason = "tests poll, with a deadline")]
 #![allow(dead_code, reason = "each test binary uses its part of this module")]
 
 pub(crate) mod mortal_disk;

@@ -16,7 +16,13 @@ use crate::storage::disk::{self, DiskFile};
 /// worst wait falls from 500–1300 ms to 31–51 ms.
 const SYNC_EVERY_BYTES: u64 = 4 << 20;
 
-/// How long after a read that waited for the disk more of them are expected.
+/// How long reads may wait for the disk within a [`WINDOW_MILLIS`] before more of that is expected.
+const WAIT_MICROS_MAX: u64 = 2000;
+
+/// See [`WAIT_MICROS_MAX`].
+const WINDOW_MILLIS: u64 = 100;
+
+/// How long more is expected.
 const COLD_MILLIS: u64 = 1000;
 
 /// What the backend saw, shared with the owner of the database.
@@ -26,15 +32,35 @@ pub struct Counters {
     pub written_bytes: AtomicU64,
     /// Whether a write or a growth met a full disk.
     pub full: AtomicBool,
+    /// The current window's number, and how long reads have waited in it.
+    window: AtomicU64,
+    waited_micros: AtomicU64,
     /// When, on the clock, reads count as quick again.
     cold_until_millis: AtomicU64,
 }
 
 impl Counters {
-    /// Whether a read had to wait for the disk within the last second or so.
+    /// Whether reads have lately had to wait for the disk.
     pub fn is_cold(&self) -> bool {
         let until = self.cold_until_millis.load(Ordering::Relaxed);
         until > 0 && Clock::System.monotonic_millis() < until
+    }
+
+    /// A read has waited since `begun_micros`. The sums are not exact when threads meet here, and
+    /// need not be.
+    fn count_wait(&self, begun_micros: u64) {
+        let now_micros = Clock::System.monotonic_micros();
+        let now_millis = now_micros / 1000;
+        let window = now_millis / WINDOW_MILLIS;
+        if self.window.swap(window, Ordering::Relaxed) != window {
+            self.waited_micros.store(0, Ordering::Relaxed);
+        }
+        let waited = now_micros - begun_micros;
+        let before = self.waited_micros.fetch_add(waited, Ordering::Relaxed);
+        if before + waited >= WAIT_MICROS_MAX {
+            let until = now_millis + COLD_MILLIS;
+            self.cold_until_millis.store(until, Ordering::Relaxed);
+        }
     }
 }
 
@@ -72,9 +98,9 @@ impl redb::StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let begun_micros = Clock::System.monotonic_micros();
         if !self.file.read_at_from_memory(out, offset)? {
-            let until = Clock::System.monotonic_millis() + COLD_MILLIS;
-            self.counters.cold_until_millis.store(until, Ordering::Relaxed);
+            self.counters.count_wait(begun_micros);
         }
         Ok(())
     }
