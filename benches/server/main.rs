@@ -8,7 +8,6 @@
 //! server, as it does for both: only the ratios carry over to another machine, and the column
 //! "client cores" tells how much of the machine the client took.
 
-#![allow(clippy::disallowed_methods, reason = "a bench measures time")]
 #![allow(
     clippy::disallowed_methods,
     reason = "a bench reads the wall clock and sleeps between its questions"
