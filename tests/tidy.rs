@@ -11,7 +11,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "server",
         &["config", "clock", "engine", "grpc", "proto", "storage"],
     ),
-    ("grpc", &["engine", "mvcc", "proto", "storage"]),
+    ("grpc", &["config", "engine", "mvcc", "proto", "storage"]),
     ("engine", &["clock", "mvcc", "storage"]),
     ("mvcc", &["storage"]),
     ("storage", &["clock"]),

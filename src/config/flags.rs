@@ -172,7 +172,7 @@ pub(super) static GROUPS: &[Group] = &[
         env_prefix: OWN,
         flags: &[
             flag("cache-size", Bytes, "64MiB", "Memory for pages read from the tables."),
-            flag("flush-size", Bytes, "64MiB", "Changes kept in memory before they are moved into the tables."),
+            flag("flush-size", Bytes, "48MiB", "Changes kept in memory before they are moved into the tables."),
             flag("log-segment-size", Bytes, "64MiB", "The size of one file of the log."),
             flag("disk-reserve", Bytes, "128MiB", "Disk space held back, so that a full disk can still be tidied."),
             flag("network-threads", Count, "1", "Threads that serve connections."),

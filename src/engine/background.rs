@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::command::{Answer, Reply};
 use super::queue::Queue;
 use super::replies;
@@ -28,6 +30,8 @@ pub struct Waiter {
     pub reply: Reply,
     /// What the answer will be.
     pub outcome: Result<Answer, Error>,
+    /// Its share of the queue, until it is answered.
+    pub _room: OwnedSemaphorePermit,
 }
 
 /// What the background thread is asked to do.
@@ -114,6 +118,7 @@ impl Background {
             let Some(sealed) = self.next(pause, outcome == Outcome::NoSpace) else {
                 return Ok(());
             };
+            settler.check_disk()?;
             outcome = match sealed {
                 Some(sealed) => {
                     let outcome = settler.flush(&sealed)?;

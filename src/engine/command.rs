@@ -43,7 +43,7 @@ impl Command {
     pub fn adds(&self) -> bool {
         match self {
             Command::Put(_) => true,
-            Command::Txn(txn) => txn.cost() > 0,
+            Command::Txn(txn) => txn.can_put(),
             Command::DeleteRange(_) | Command::Compact { .. } => false,
         }
     }

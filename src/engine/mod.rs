@@ -59,9 +59,9 @@ pub struct Engine {
     identity: Identity,
     term: u64,
     counts: Counts,
-    read_threads: Semaphore,
+    read_threads: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
-    failure: watch::Receiver<Option<String>>,
+    failed: Arc<Failed>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -78,17 +78,16 @@ impl Engine {
         let (store, settler) = Store::open(settings, identity)?;
         let queue = Arc::new(Queue::default());
         let background = Arc::new(Background::default());
-        let (failed, failure) = watch::channel(None);
-        let failed = Arc::new(failed);
+        let failed = Arc::new(watch::Sender::new(None));
         let engine = Engine {
             queue: Arc::clone(&queue),
             views: store.views(),
             identity: store.identity().clone(),
             term: store.term(),
             counts: Counts::default(),
-            read_threads: Semaphore::new(READ_THREADS),
+            read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
-            failure,
+            failed: Arc::clone(&failed),
             threads: Mutex::default(),
         };
         let views = store.views();
@@ -109,26 +108,23 @@ impl Engine {
     fn spawn(
         &self,
         name: &str,
-        failed: &Arc<watch::Sender<Option<String>>>,
+        failed: &Arc<Failed>,
         body: impl FnOnce() -> Result<(), storage::Error> + Send + 'static,
     ) -> Result<(), storage::Error> {
         let failed = Arc::clone(failed);
-        let queue = CloseOnDrop(Arc::clone(&self.queue));
+        let close = CloseOnDrop {
+            queue: Arc::clone(&self.queue),
+            failed: Arc::clone(&failed),
+        };
         let part = name.to_owned();
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let queue = queue;
+                let _close = close;
                 if let Err(cause) = body() {
                     error!(part, %cause, "the store has failed");
-                    // What failed first is the reason of what follows.
-                    failed.send_if_modified(|reason| {
-                        let first = reason.is_none();
-                        reason.get_or_insert_with(|| cause.to_string());
-                        first
-                    });
+                    fail(&failed, cause.to_string());
                 }
-                drop(queue);
             })?;
         self.threads
             .lock()
@@ -154,12 +150,10 @@ impl Engine {
 
     /// Resolves when the store has failed, to the reason. The process must end then.
     pub async fn failed(&self) -> String {
-        let mut failure = self.failure.clone();
-        match failure.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().expect("it was waited for"),
-            // The threads ended without a failure.
-            Err(_) => std::future::pending().await,
-        }
+        let mut failure = self.failed.subscribe();
+        let reason = failure.wait_for(Option::is_some).await;
+        let reason = reason.expect("the engine holds the sender");
+        reason.clone().expect("it was waited for")
     }
 
     /// Takes no more commands, answers those that wait, settles all, and ends the threads.
@@ -185,7 +179,8 @@ impl Engine {
 
     /// Deletes keys.
     pub async fn delete_range(&self, delete: DeleteRange) -> Result<Deleted, Error> {
-        match self.ask(Command::DeleteRange(delete), 0).await? {
+        let bytes = delete.range.bytes();
+        match self.ask(Command::DeleteRange(delete), bytes).await? {
             Answer::DeleteRange(deleted) => Ok(deleted),
             _ => unreachable!("a delete is answered as a delete"),
         }
@@ -246,7 +241,7 @@ impl Engine {
     pub async fn range_in(
         self: &Arc<Self>,
         mut view: Arc<View>,
-        newest: u64,
+        mut newest: u64,
         request: Range,
         count: bool,
     ) -> Result<(Ranged, AnswerRoom), Error> {
@@ -254,9 +249,24 @@ impl Engine {
             let in_this = self.range_in_this(Arc::clone(&view), newest, request.clone(), count);
             match in_this.await {
                 Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
-                done => return done,
+                done => return self.unless_failed(done),
+            }
+            if request.revision <= 0 {
+                newest = view.revision;
             }
         }
+    }
+
+    /// A read that met what was never written ends the store.
+    fn unless_failed<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Storage(cause)) = &done
+            && !matches!(cause, storage::Error::Closed)
+        {
+            error!(%cause, "a read has failed");
+            fail(&self.failed, cause.to_string());
+            self.queue.close();
+        }
+        done
     }
 
     async fn range_in_this(
@@ -312,7 +322,11 @@ impl Engine {
         let room = rooms.acquire_many_owned(units).await;
         let room = room.map_err(|_| Error::Stopped)?;
         let view = self.view();
-        range::resolve(&view, at as i64, view.revision)?;
+        let (at, newest) = if request.revision <= 0 {
+            (view.revision, view.revision)
+        } else {
+            (range::resolve(&view, at as i64, view.revision)?, newest)
+        };
         let whole = move |view: &View, counts: &Counts| {
             all(range::select(view, &request, at, effort, counts)?).fetch(view, newest)
         };
@@ -333,7 +347,7 @@ impl Engine {
             let in_this = move |view: &View, counts: &Counts| read(view, counts);
             match self.run_apart(Arc::clone(&view), in_this).await {
                 Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
-                done => return done,
+                done => return self.unless_failed(done),
             }
         }
     }
@@ -355,13 +369,14 @@ impl Engine {
         view: Arc<View>,
         read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let _thread = self
-            .read_threads
-            .acquire()
-            .await
-            .map_err(|_| Error::Stopped)?;
+        let threads = Arc::clone(&self.read_threads);
+        let thread = threads.acquire_owned().await.map_err(|_| Error::Stopped)?;
         let engine = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || read(&view, &engine.counts));
+        let done = tokio::task::spawn_blocking(move || {
+            // It is taken until the read has ended, though who asked may have gone.
+            let _thread = thread;
+            read(&view, &engine.counts)
+        });
         done.await.unwrap_or(Err(Error::Stopped))
     }
 }
@@ -374,12 +389,30 @@ fn all(selected: Selected) -> Selection {
     }
 }
 
-/// Ends the queue when a thread of the engine ends, by a panic too.
-struct CloseOnDrop(Arc<Queue>);
+/// Why the store has failed, once it has.
+type Failed = watch::Sender<Option<String>>;
+
+/// What failed first is the reason of what follows.
+fn fail(failed: &Failed, cause: String) {
+    failed.send_if_modified(|reason| {
+        let first = reason.is_none();
+        reason.get_or_insert(cause);
+        first
+    });
+}
+
+/// Ends the queue when a thread of the engine ends; by a panic, that is a failure.
+struct CloseOnDrop {
+    queue: Arc<Queue>,
+    failed: Arc<Failed>,
+}
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.close();
+        if thread::panicking() {
+            fail(&self.failed, "a thread of the store has panicked".into());
+        }
+        self.queue.close();
     }
 }
 

@@ -17,6 +17,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::background::{Background, Waiter};
 use super::command::{Answer, Asked, Command, Reply};
 use super::judge::judge;
@@ -139,12 +141,14 @@ impl Writer {
         let mut answers = Vec::with_capacity(batch.len());
         let mut rooms = Vec::with_capacity(batch.len());
         for (asked, outcome) in batch.into_iter().zip(outcomes) {
-            rooms.push(asked.room);
             match asked.command {
                 Command::Compact { physical: true, .. } => {
-                    self.wait_for_sweep(asked.reply, outcome)
+                    self.wait_for_sweep(asked.reply, outcome, asked.room);
                 }
-                _ => answers.push((asked.reply, outcome)),
+                _ => {
+                    answers.push((asked.reply, outcome));
+                    rooms.push(asked.room);
+                }
             }
         }
         replies::send(answers);
@@ -168,17 +172,22 @@ impl Writer {
     }
 
     /// A physical compaction, refused or not, is answered when all is swept that was compacted.
-    fn wait_for_sweep(&mut self, reply: Reply, outcome: Outcome) {
+    fn wait_for_sweep(&mut self, reply: Reply, outcome: Outcome, room: OwnedSemaphorePermit) {
         let refused = matches!(outcome, Err(ref error) if !matches!(error, Error::Compacted));
         let Some(floor) = self.store.view().floor.filter(|_| !refused) else {
             replies::send(vec![(reply, outcome)]);
             return;
         };
+        if self.store.view().settled().meta.swept >= floor {
+            replies::send(vec![(reply, outcome)]);
+            return;
+        }
         self.seal_wanted = true;
         self.background.wait_for_sweep(Waiter {
             floor,
             reply,
             outcome,
+            _room: room,
         });
     }
 

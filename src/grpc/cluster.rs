@@ -4,19 +4,13 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::Context;
+use super::{Context, not_built};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::cluster_server::Cluster;
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct ClusterService(pub Arc<Context>);
-
-fn not_built<T>(method: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "{method} is not supported yet"
-    )))
-}
 
 #[tonic::async_trait]
 impl Cluster for ClusterService {

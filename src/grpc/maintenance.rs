@@ -5,12 +5,10 @@ use std::sync::Arc;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
-use super::Context;
+use super::{Context, not_built};
+use crate::config::ETCD_VERSION;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
-
-/// The etcd that we are to our clients.
-pub const ETCD_VERSION: &str = "3.7.3";
 
 /// The version of etcd's data format that goes with it; its patch is always 0.
 const STORAGE_VERSION: &str = "3.7.0";
@@ -18,12 +16,6 @@ const STORAGE_VERSION: &str = "3.7.0";
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct MaintenanceService(pub Arc<Context>);
-
-fn not_built<T>(method: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "{method} is not supported yet"
-    )))
-}
 
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {

@@ -9,6 +9,8 @@ pub mod status;
 
 use std::sync::Arc;
 
+use tonic::Status;
+
 use crate::engine::Engine;
 use crate::mvcc::Error;
 use crate::proto::etcdserverpb as pb;
@@ -39,6 +41,13 @@ const EMPTY_BYTES: u64 = 20_480;
 /// Bytes that etcd wraps around a request in its log; a request may be that much smaller than the
 /// limit, give or take the one byte by which etcd's own varies.
 const ENVELOPE_BYTES: usize = 18;
+
+/// The answer to a call that is not built yet.
+fn not_built<T>(call: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!(
+        "{call} is not supported yet"
+    )))
+}
 
 impl Context {
     /// A header with all four fields.

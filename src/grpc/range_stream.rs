@@ -89,10 +89,12 @@ async fn send_parts(
         };
         let view = engine.view();
         let newest = view.revision;
-        let (ranged, _room) = engine
+        let (ranged, room) = engine
             .range_in(view, newest, part, false)
             .await
             .map_err(failed)?;
+        // What waits for the client is one part a stream.
+        drop(room);
         let keys = ranged.kvs.len();
         sent += keys as u64;
         remaining -= keys;

@@ -12,6 +12,9 @@ use crate::storage::view::{Met, View};
 pub fn holds(view: &View, at: u64, guard: &Compare) -> Result<bool, Error> {
     let (mut any, mut all, mut failed) = (false, true, None);
     view.walk(&guard.range, at, |_, met| {
+        if met.version.tombstone {
+            return true;
+        }
         any = true;
         match stands(view, guard, &met) {
             Ok(stands) => all = stands,

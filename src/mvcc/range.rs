@@ -102,8 +102,8 @@ pub fn select(
     if request.count_only {
         let (mut count, mut patience) = (0, effort.keys_max);
         if known.is_none() {
-            view.walk(&request.range, at, |_, _| {
-                count += 1;
+            view.walk(&request.range, at, |_, met| {
+                count += u64::from(!met.version.tombstone);
                 patience -= 1;
                 patience > 0
             })?;
@@ -131,8 +131,11 @@ pub fn select(
     let count_on = effort.count && known.is_none();
     let (mut picked, mut count, mut patience) = (Vec::new(), 0, effort.keys_max);
     view.walk(&request.range, at, |key, met| {
-        count += 1;
         patience -= 1;
+        if met.version.tombstone {
+            return patience > 0;
+        }
+        count += 1;
         let version = &met.version;
         let passes = request.filters.pass(version.create, version.revision.main);
         if passes && picked.len() < keep {

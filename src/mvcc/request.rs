@@ -141,24 +141,14 @@ impl Txn {
         ops.all(|op| matches!(op, Op::Range(_)))
     }
 
-    /// What it can add at most, as etcd reckons it against the quota: the greater branch.
-    pub fn cost(&self) -> u64 {
-        let branch = |ops: &[Op]| -> u64 {
-            let cost = |op: &Op| match op {
-                Op::Put(put) => put.cost(),
-                Op::Txn(txn) => txn.cost(),
-                Op::Range(_) | Op::DeleteRange(_) => 0,
-            };
-            ops.iter().map(cost).sum()
-        };
-        branch(&self.success).max(branch(&self.failure))
-    }
-}
-
-impl Put {
-    /// What it adds, as etcd reckons it against the quota.
-    pub fn cost(&self) -> u64 {
-        256 + (self.key.len() + self.value.len()) as u64
+    /// Whether it can add data, in either branch.
+    pub fn can_put(&self) -> bool {
+        let mut ops = self.success.iter().chain(&self.failure);
+        ops.any(|op| match op {
+            Op::Put(_) => true,
+            Op::Txn(txn) => txn.can_put(),
+            Op::Range(_) | Op::DeleteRange(_) => false,
+        })
     }
 }
 

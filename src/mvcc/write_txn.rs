@@ -86,7 +86,9 @@ impl<'a> WriteTxn<'a> {
         let mut there = Vec::new();
         let view = self.view();
         view.walk(&delete.range, NEWEST, |key, met| {
-            there.push((key.to_vec(), met));
+            if !met.version.tombstone {
+                there.push((key.to_vec(), met));
+            }
             true
         })?;
         let mut prev_kvs = Vec::new();

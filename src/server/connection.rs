@@ -1,7 +1,7 @@
 //! Listeners and connections.
 //!
-//! Each network thread has its own runtime and its own listener for every address; the kernel
-//! spreads connections over them. A connection is served by the thread that accepted it.
+//! Each network thread has its own runtime; all accept from the same sockets. A connection is served
+//! by the thread that accepted it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -59,8 +59,18 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds `url`, for several threads if `shared`.
-pub fn bind(url: &ListenUrl, shared: bool) -> Result<Vec<Bound>, Error> {
+impl Bound {
+    /// The same socket for another thread; a socket's file stays with the first.
+    pub fn share(&self) -> io::Result<Option<Bound>> {
+        match self {
+            Bound::Tcp(listener) => Ok(Some(Bound::Tcp(listener.try_clone()?))),
+            Bound::Unix(..) => Ok(None),
+        }
+    }
+}
+
+/// Binds `url`.
+pub fn bind(url: &ListenUrl) -> Result<Bound, Error> {
     let cannot = |cause| Error::Listen {
         url: url.text.clone(),
         cause,
@@ -70,31 +80,28 @@ pub fn bind(url: &ListenUrl, shared: bool) -> Result<Vec<Bound>, Error> {
             // As in Go, either wildcard stands for both families.
             let both = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port()));
             let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            let bound = tcp(both, shared).or_else(|error| match error.kind() {
+            let bound = tcp(both).or_else(|error| match error.kind() {
                 io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
-                _ => tcp(v4, shared),
+                _ => tcp(v4),
             });
-            Ok(vec![bound.map_err(cannot)?])
+            bound.map_err(cannot)
         }
-        ListenAddress::Ip(address) => Ok(vec![tcp(*address, shared).map_err(cannot)?]),
+        ListenAddress::Ip(address) => tcp(*address).map_err(cannot),
         ListenAddress::Localhost(port) => {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-            Ok(vec![tcp(address, shared).map_err(cannot)?])
+            tcp(address).map_err(cannot)
         }
-        ListenAddress::Unix(path) => Ok(vec![unix(path).map_err(cannot)?]),
+        ListenAddress::Unix(path) => unix(path).map_err(cannot),
     }
 }
 
-fn tcp(address: SocketAddr, shared: bool) -> io::Result<Bound> {
+fn tcp(address: SocketAddr) -> io::Result<Bound> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
-    if shared {
-        socket.set_reuse_port(true)?;
-    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

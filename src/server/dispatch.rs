@@ -4,7 +4,7 @@
 //! since each layer there costs every request (docs/performance.md).
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{self, Poll, ready};
 use std::time::Duration;
 
@@ -36,6 +36,10 @@ const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 /// Bytes of a large answer that are handed to the connection at once.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// How long a large answer may hold its room; a client that takes longer to read it does so beyond
+/// the bound.
+const ROOM_HELD_MAX: Duration = Duration::from_secs(60);
 
 /// Services that etcd has and we do not yet.
 const NOT_BUILT: [&str; 5] = [
@@ -134,6 +138,15 @@ fn finish(mut response: Response<Body>) -> Response<Body> {
         }
     }
     if let Some(room) = response.extensions_mut().remove::<AnswerRoom>() {
+        let room = Arc::new(Mutex::new(room));
+        let held = Arc::downgrade(&room);
+        // Who stops reading must not keep all others from large answers.
+        tokio::spawn(async move {
+            tokio::time::sleep(ROOM_HELD_MAX).await;
+            if let Some(room) = held.upgrade() {
+                *room.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+        });
         return response.map(|body| {
             Body::new(Pieces {
                 body,
@@ -171,7 +184,7 @@ fn timeout(value: &HeaderValue) -> Option<Duration> {
 struct Pieces {
     body: Body,
     rest: Bytes,
-    _room: AnswerRoom,
+    _room: Arc<Mutex<AnswerRoom>>,
 }
 
 impl http_body::Body for Pieces {

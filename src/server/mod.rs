@@ -28,7 +28,7 @@ use self::connection::{Bound, Serving, bind};
 use self::data_dir::DataDir;
 use self::dispatch::Services;
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Refusal};
+use crate::config::{Config, Refusal};
 use crate::engine::{Engine, READ_THREADS, replies};
 use crate::grpc::Context;
 use crate::storage;
@@ -133,18 +133,20 @@ pub fn run(config: &Config) -> Result<Ended, Error> {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    let threads = config.network_threads;
-    let mut listeners: Vec<Vec<Bound>> = Vec::new();
-    for thread in 0..threads {
-        let mut bound = Vec::new();
-        for url in &config.listen_client_urls {
-            // A socket file has one listener only.
-            if thread == 0 || !matches!(url.address, ListenAddress::Unix(_)) {
-                bound.extend(bind(url, threads > 1)?);
-            }
+    let ours = config
+        .listen_client_urls
+        .iter()
+        .map(bind)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut listeners = Vec::new();
+    for _ in 1..config.network_threads {
+        let mut shared = Vec::new();
+        for bound in &ours {
+            shared.extend(bound.share()?);
         }
-        listeners.push(bound);
+        listeners.push(shared);
     }
+    listeners.insert(0, ours);
     if !data_dir::has_store(&config.data_dir) {
         config.check_bootstrap()?;
     }

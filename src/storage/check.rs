@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::log::Log;
+use super::log::{self, Log};
 use super::memtable::{self, Memtable};
 use super::record::{Record, key_of};
 use super::redb::meta::Meta;
@@ -90,7 +90,7 @@ fn wrong<T>(place: impl fmt::Display, what: &'static str) -> Result<T, Finding> 
 /// all rows.
 pub fn check(
     data: &Arc<dyn Disk>,
-    log: &Arc<dyn Disk>,
+    log_disk: &Arc<dyn Disk>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Finding> {
     let file = data.open(DATABASE_FILE).map_err(Error::from)?;
@@ -100,9 +100,18 @@ pub fn check(
     if meta.floor > Some(meta.revision) || meta.swept > meta.floor.unwrap_or(0) {
         return wrong("meta", "the floor or the sweep is ahead of history");
     }
+    if meta.log_begun
+        && !log_disk
+            .list()
+            .map_err(Error::from)?
+            .iter()
+            .any(|name| log::is_segment(name))
+    {
+        return wrong("log", "its files are missing");
+    }
     let memtable = Memtable::default();
     let mut upto = Progress::of(meta);
-    let summary = Log::read(log.as_ref(), meta.applied_batch, &mut |batch| {
+    let summary = Log::read(log_disk.as_ref(), meta.applied_batch, &mut |batch| {
         Ok(store::replay(&memtable, &mut upto, &batch)?)
     });
     let summary = summary.map_err(Error::from)?;

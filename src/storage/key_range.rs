@@ -41,6 +41,15 @@ impl KeyRange {
         self.end == End::Single
     }
 
+    /// Bytes of both of its ends.
+    pub fn bytes(&self) -> usize {
+        let end = match &self.end {
+            End::Before(end) => end.len(),
+            End::Single | End::Unbounded => 0,
+        };
+        self.start.len() + end
+    }
+
     /// As the wire says it: no `range_end` is one key, a single zero byte is no bound.
     pub fn from_wire(key: Bytes, range_end: Bytes) -> KeyRange {
         let end = match &range_end[..] {

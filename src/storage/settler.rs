@@ -8,6 +8,7 @@
 //! by closing the database and opening it again, since redb answers nothing more after an error;
 //! the memtable and the log still hold what the failed flush held.
 
+use std::io;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -93,9 +94,14 @@ impl Settler {
         self.space.restore()
     }
 
-    /// Bytes written to the database's file since the process started.
-    pub fn written_bytes(&self) -> u64 {
-        self.database.written_bytes()
+    /// Ends the store if the database's file has failed, be it under a reader.
+    pub fn check_disk(&self) -> Result<(), Error> {
+        if self.database.has_failed() {
+            return Err(
+                io::Error::other("a read, write or sync of the database's file failed").into(),
+            );
+        }
+        Ok(())
     }
 
     fn publish(&self, change: impl FnOnce(&mut View)) -> Result<(), Error> {
@@ -110,7 +116,7 @@ impl Settler {
     /// After a full disk: gives up the reserve, and opens the database anew.
     fn give_way(&mut self, error: Error) -> Result<Outcome, Error> {
         let full = matches!(error, Error::NoSpace) || self.database.met_full_disk();
-        if !full && !self.database.is_closed() {
+        if self.database.has_failed() || !full && !self.database.is_closed() {
             return Err(error);
         }
         warn!("the disk is full: the database could not take a commit, which stays in the log");

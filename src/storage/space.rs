@@ -115,7 +115,11 @@ impl Reserve {
     fn give_up(&mut self) -> io::Result<bool> {
         let held = self.held;
         if held {
-            self.disk.remove(RESERVE_FILE)?;
+            match self.disk.remove(RESERVE_FILE) {
+                // Somebody has made room by hand.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
             // Only then can the room be taken by others.
             self.disk.sync_dir()?;
             self.held = false;

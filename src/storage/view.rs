@@ -69,8 +69,8 @@ impl View {
         }
     }
 
-    /// Visits the keys of `range` that are there at revision `main`, in order, until `visit` says
-    /// `false`.
+    /// Visits the keys of `range` that have a version at or before revision `main`, tombstones
+    /// included, in order, until `visit` says `false`.
     pub fn walk(
         &self,
         range: &KeyRange,
@@ -81,9 +81,7 @@ impl View {
             return Ok(());
         };
         if range.is_single() {
-            if let Some(met) = self.newest(&range.start, main)?
-                && !met.version.tombstone
-            {
+            if let Some(met) = self.newest(&range.start, main)? {
                 visit(&range.start, met);
             }
             return Ok(());
@@ -124,7 +122,7 @@ impl View {
             } else {
                 settled.met()
             };
-            if !met.version.tombstone && !visit(least, met) {
+            if !visit(least, met) {
                 return Ok(());
             }
             if in_upper {

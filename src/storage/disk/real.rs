@@ -11,6 +11,9 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::{Disk, DiskFile};
 
+/// Folders above one of ours whose names are made durable at every start.
+const DEPTH_SYNCED: usize = 4;
+
 /// Bytes written at once where space can only be had by writing.
 const ZEROS_BYTES: usize = 1 << 20;
 
@@ -23,15 +26,27 @@ pub struct RealDisk {
 impl RealDisk {
     /// The files of `folder`, which is made, for its owner alone, if it is not there.
     pub fn open(folder: &Path) -> io::Result<RealDisk> {
-        if !folder.is_dir() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-            for above in folder.ancestors().skip(1).take(2) {
-                if above.is_dir() {
-                    File::open(above)?.sync_all()?;
-                }
+        let mut made = folder;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+        // Names above are made durable as far up as they may be new: one that was made by a
+        // process that was killed looks old.
+        for _ in 0..DEPTH_SYNCED {
+            let above = match made.parent() {
+                Some(above) if above.as_os_str().is_empty() => Path::new("."),
+                Some(above) => above,
+                None => break,
+            };
+            match File::open(above).and_then(|above| above.sync_all()) {
+                // A folder of others may be closed to us, and is not new then.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+                synced => synced?,
+            }
+            made = above;
+            if made == Path::new(".") {
+                break;
             }
         }
         Ok(RealDisk {
@@ -123,6 +138,11 @@ impl DiskFile for RealFile {
         // What fails here is told again, and better, by the read that may wait.
         match preadv2(&self.0, bufs, offset, ReadWriteFlags::NOWAIT) {
             Ok(read) if read == length => Ok(true),
+            // Where it cannot be told, it counts as memory.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                self.read_at(buf, offset)?;
+                Ok(true)
+            }
             _ => {
                 self.read_at(buf, offset)?;
                 Ok(false)

@@ -2,7 +2,7 @@
 //!
 //! redb writes a flush as one burst and syncs it at the end; the log's fdatasync would then wait
 //! behind all of it. So this backend syncs by itself whenever a few megabytes are written.
-//! It counts what it writes, remembers whether the disk was full, which redb's own error does not
+//! It remembers whether the disk was full, which redb's own error does not
 //! tell once it has latched it, and notices when a read had to wait for the disk.
 
 use std::io;
@@ -28,10 +28,10 @@ const COLD_MILLIS: u64 = 1000;
 /// What the backend saw, shared with the owner of the database.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Bytes written since the process started.
-    pub written_bytes: AtomicU64,
     /// Whether a write or a growth met a full disk.
     pub full: AtomicBool,
+    /// Whether a read or a sync failed, or a write for another reason: the store must end.
+    pub failed: AtomicBool,
     /// The current window's number, and how long reads have waited in it.
     window: AtomicU64,
     waited_micros: AtomicU64,
@@ -83,10 +83,18 @@ impl Backend {
     }
 
     fn watched<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &result
-            && disk::is_full(error)
-        {
-            self.counters.full.store(true, Ordering::Relaxed);
+        match &result {
+            Err(error) if disk::is_full(error) => self.counters.full.store(true, Ordering::Relaxed),
+            Err(_) => self.counters.failed.store(true, Ordering::Relaxed),
+            Ok(_) => {}
+        }
+        result
+    }
+
+    /// Of what must not fail, for want of space neither.
+    fn watched_strictly<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() {
+            self.counters.failed.store(true, Ordering::Relaxed);
         }
         result
     }
@@ -99,7 +107,8 @@ impl redb::StorageBackend for Backend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let begun_micros = Clock::System.monotonic_micros();
-        if !self.file.read_at_from_memory(out, offset)? {
+        let read = self.file.read_at_from_memory(out, offset);
+        if !self.watched_strictly(read)? {
             self.counters.count_wait(begun_micros);
         }
         Ok(())
@@ -111,15 +120,12 @@ impl redb::StorageBackend for Backend {
 
     fn sync_data(&self) -> io::Result<()> {
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        self.file.sync()
+        self.watched_strictly(self.file.sync())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.watched(self.file.write_at(data, offset))?;
         let length = data.len() as u64;
-        self.counters
-            .written_bytes
-            .fetch_add(length, Ordering::Relaxed);
         let unsynced = self.unsynced_bytes.fetch_add(length, Ordering::Relaxed) + length;
         if unsynced >= SYNC_EVERY_BYTES {
             self.sync_data()?;

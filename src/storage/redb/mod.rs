@@ -109,9 +109,9 @@ impl Database {
         self.counters.full.load(Ordering::Relaxed)
     }
 
-    /// Bytes written to the file since the process started.
-    pub fn written_bytes(&self) -> u64 {
-        self.counters.written_bytes.load(Ordering::Relaxed)
+    /// Whether the file failed, and not for want of space: then nothing of it is to be trusted.
+    pub fn has_failed(&self) -> bool {
+        self.counters.failed.load(Ordering::Relaxed)
     }
 
     /// The last commit, to read from.
