@@ -532,6 +532,32 @@ fn a_flush_on_a_full_disk_is_tried_again() {
     reopen(&runtime, &disk, &mut model, "after");
 }
 
+/// A page that cannot be read ends the engine, though nothing is being written: calls do not wait
+/// for a database that nobody opens anew.
+#[test]
+fn a_failed_read_ends_the_engine() {
+    let story = "a read fails";
+    let disk = SimDisk::new();
+    let engine = open(&disk).expect("the disk works");
+    runtime().block_on(async {
+        // More than the cache holds, and all of it in the tables.
+        for number in 0..300 {
+            let put = put_of(format!("key{number}"), vec![number as u8; 10_000]);
+            soon(engine.put(put), story).await.expect("there is room");
+        }
+        soon(engine.compact(1, true), story)
+            .await
+            .expect("revision 1 is past");
+        disk.stop();
+        let read = soon(engine.range(all_at(0)), story).await;
+        assert!(read.is_err(), "{story}");
+        soon(engine.failed(), story).await;
+        let refused = soon(engine.put(put_of("key", "value")), story).await;
+        assert!(refused.is_err(), "{story}: {refused:?}");
+    });
+    stop(engine, story);
+}
+
 /// A sync that fails once is the end: what the file then holds is not known.
 #[test]
 fn a_failed_sync_ends_the_engine() {

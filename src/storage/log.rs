@@ -480,7 +480,7 @@ pub fn scan(
 
 struct Found {
     past: Vec<Past>,
-    /// Where the last batch of the last of them begins, and where it ends.
+    /// Where the last batch of the last of them begins, 0 if it has none, and where it ends.
     last_batch_at: u64,
     last_end: u64,
     summary: Summary,
@@ -551,7 +551,8 @@ fn read_all(
             found.summary.torn_bytes = rest as u64 + 1;
         }
         found.last_end = scanned.end as u64;
-        found.last_batch_at = last_batch_at.unwrap_or(found.last_end);
+        // Of a segment without one, the header is what may be in memory alone.
+        found.last_batch_at = last_batch_at.unwrap_or(0);
         found.past.push(Past {
             number,
             bytes: file.size()?,
