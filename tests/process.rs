@@ -111,11 +111,9 @@ fn an_occupied_port_is_refused() {
     assert!(!data.exists(), "nothing was made");
 }
 
-/// Starts on `folder` with a port that is free, and expects a refusal.
+/// Starts on `folder`, with whatever port is free, and expects a refusal.
 fn refused_folder(folder: &Path) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("its address"));
-    drop(listener);
+    let url = "http://127.0.0.1:0";
     refused(
         &[
             &format!("--data-dir={}", folder.display()),
