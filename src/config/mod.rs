@@ -74,8 +74,6 @@ pub struct Config {
     pub listen_client_urls: Vec<ListenUrl>,
     /// Where clients are told to go; at least one.
     pub advertise_client_urls: Vec<String>,
-    /// Where peers would be listened for, if there were any.
-    pub listen_peer_urls: Vec<String>,
     /// The peer URLs of MemberList, from which the ids are made; sorted, at least one.
     pub initial_advertise_peer_urls: Vec<String>,
     /// `name=url,…` of this one member.
@@ -84,8 +82,6 @@ pub struct Config {
     pub initial_cluster_state: ClusterState,
     /// Goes into the ids.
     pub initial_cluster_token: String,
-    /// Without effect; below a fifth of `election_timeout`.
-    pub heartbeat_interval: Duration,
     /// Sets the shortest lease, and how long a stop may take.
     pub election_timeout: Duration,
     /// The largest request.
@@ -300,7 +296,6 @@ impl Config {
             wal_dir: wal_dir(s),
             listen_client_urls,
             advertise_client_urls,
-            listen_peer_urls: url::texts(s.urls("listen-peer-urls")),
             initial_advertise_peer_urls: peer_urls,
             initial_cluster,
             initial_cluster_state: match s.text("initial-cluster-state") {
@@ -308,7 +303,6 @@ impl Config {
                 _ => ClusterState::New,
             },
             initial_cluster_token: s.text("initial-cluster-token").into(),
-            heartbeat_interval: Duration::from_millis(s.uint("heartbeat-interval")),
             election_timeout: Duration::from_millis(s.uint("election-timeout")),
             max_request_bytes: usize::try_from(s.uint("max-request-bytes")).unwrap_or(usize::MAX),
             max_txn_ops: usize::try_from(s.uint("max-txn-ops")).unwrap_or(usize::MAX),

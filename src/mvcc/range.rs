@@ -194,8 +194,8 @@ pub fn read(
 /// Sorts stably, so that ties stay in key order, in both directions.
 fn sort(view: &View, request: &Range, picked: &mut [Picked]) -> Result<(), Error> {
     let descending = request.order == Order::Descend;
-    fn by<K: Ord>(picked: &mut [Picked], descending: bool, key: impl Fn(&Picked) -> K) {
-        picked.sort_by(|a, b| {
+    fn by<T, K: Ord>(items: &mut [T], descending: bool, key: impl Fn(&T) -> K) {
+        items.sort_by(|a, b| {
             let ascending = key(a).cmp(&key(b));
             if descending {
                 ascending.reverse()
@@ -216,14 +216,7 @@ fn sort(view: &View, request: &Range, picked: &mut [Picked]) -> Result<(), Error
                 let value = KeyValue::of(&view.record(&pick.met)?)?.value;
                 keyed.push((value, pick.key.clone(), pick.met.clone()));
             }
-            keyed.sort_by(|a, b| {
-                let ascending = a.0.cmp(&b.0);
-                if descending {
-                    ascending.reverse()
-                } else {
-                    ascending
-                }
-            });
+            by(&mut keyed, descending, |(value, ..)| value.clone());
             for (pick, (_, key, met)) in picked.iter_mut().zip(keyed) {
                 *pick = Picked { key, met };
             }
