@@ -16,6 +16,7 @@ pub mod mvcc;
 pub mod proto;
 pub mod server;
 pub mod storage;
+pub mod watch;
 
 /// The README's code compiles.
 #[cfg(doctest)]

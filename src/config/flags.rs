@@ -195,6 +195,7 @@ pub(super) static GROUPS: &[Group] = &[
         flags: &[
             flag("heartbeat-interval", Uint, "100", "Milliseconds; only checked against the next."),
             flag("election-timeout", Uint, "1000", "Milliseconds; the shortest lease is 1.5 times as long."),
+            flag("watch-progress-notify-interval", Duration, "10m", "How often a watcher is told how far it has heard; 100ms at least."),
             flag("compact-hash-check-time", Duration, "1m", "Checked to be above 0."),
             flag("auto-compaction-mode", Text, "periodic", "periodic or revision."),
             flag("auto-compaction-retention", Text, "0", "Only 0, off, as yet."),
@@ -293,7 +294,6 @@ pub(super) static GROUPS: &[Group] = &[
             only("trusted-ca-file", Text, "", &[""], NOT_YET, ""),
             only("warning-apply-duration", Duration, "100ms", &["100ms"], NOT_YET, ""),
             only("warning-unary-request-duration", Duration, "300ms", &["300ms", "0"], NOT_YET, ""),
-            only("watch-progress-notify-interval", Duration, "10m", &["10m"], NOT_YET, ""),
         ],
     },
     Group {

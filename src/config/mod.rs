@@ -84,6 +84,8 @@ pub struct Config {
     pub initial_cluster_token: String,
     /// Sets the shortest lease, and how long a stop may take.
     pub election_timeout: Duration,
+    /// How often a watcher that asks for it is told how far it has heard.
+    pub watch_progress_interval: Duration,
     /// The largest request.
     pub max_request_bytes: usize,
     /// The most operations in a txn; 0 refuses every txn.
@@ -151,6 +153,9 @@ pub enum LogOutput {
     Stderr,
     Stdout,
 }
+
+/// The shortest interval between a watcher's progress answers; what is shorter is raised, as in etcd.
+const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// The flags of `metastore check`.
 const CHECK: Known = Known(Some(&["name", "data-dir", "wal-dir"]));
@@ -304,6 +309,7 @@ impl Config {
             },
             initial_cluster_token: s.text("initial-cluster-token").into(),
             election_timeout: Duration::from_millis(s.uint("election-timeout")),
+            watch_progress_interval: watch_progress_interval(s),
             max_request_bytes: usize::try_from(s.uint("max-request-bytes")).unwrap_or(usize::MAX),
             max_txn_ops: usize::try_from(s.uint("max-txn-ops")).unwrap_or(usize::MAX),
             max_concurrent_streams: u32::try_from(s.uint("max-concurrent-streams"))
@@ -355,4 +361,9 @@ fn wal_dir(s: &Settings) -> Option<PathBuf> {
     Some(s.text("wal-dir"))
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)
+}
+
+fn watch_progress_interval(s: &Settings) -> Duration {
+    let nanos = u64::try_from(s.int("watch-progress-notify-interval")).unwrap_or(0);
+    Duration::from_nanos(nanos).max(WATCH_PROGRESS_INTERVAL_MIN)
 }

@@ -334,10 +334,6 @@ fn values_that_do_not_do() {
             "--listen-metrics-urls is not supported yet",
         ),
         (
-            "--experimental-watch-progress-notify-interval=5s",
-            "--watch-progress-notify-interval is not supported yet",
-        ),
-        (
             "--unsafe-no-fsync",
             "--unsafe-no-fsync cannot be used: what was answered must be on disk",
         ),
@@ -349,6 +345,22 @@ fn values_that_do_not_do() {
             message,
         );
     }
+}
+
+#[test]
+fn a_watch_progress_interval_is_100_ms_at_least() {
+    for (given, millis) in [("5s", 5000), ("1ms", 100), ("-1s", 100), ("0", 100)] {
+        let config = config(&format!(
+            "--name=m --watch-progress-notify-interval={given}"
+        ));
+        assert_eq!(
+            config.watch_progress_interval.as_millis(),
+            millis,
+            "{given}"
+        );
+    }
+    let old = config("--name=m --experimental-watch-progress-notify-interval=5s");
+    assert_eq!(old.watch_progress_interval.as_secs(), 5);
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod command;
 mod judge;
 mod queue;
 pub mod replies;
+pub mod watches;
 mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,6 +63,8 @@ pub struct Engine {
     read_threads: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
     failed: Arc<Failed>,
+    /// The newest revision, for those who wait for the next.
+    published: watch::Receiver<u64>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -79,6 +82,7 @@ impl Engine {
         let queue = Arc::new(Queue::default());
         let background = Arc::new(Background::default());
         let failed = Arc::new(watch::Sender::new(None));
+        let (publish, published) = watch::channel(store.revision());
         let engine = Engine {
             queue: Arc::clone(&queue),
             views: store.views(),
@@ -88,10 +92,17 @@ impl Engine {
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
             failed: Arc::clone(&failed),
+            published,
             threads: Mutex::default(),
         };
         let views = store.views();
-        let writer = Writer::new(store, Arc::clone(&queue), Arc::clone(&background), clock);
+        let writer = Writer::new(
+            store,
+            Arc::clone(&queue),
+            Arc::clone(&background),
+            publish,
+            clock,
+        );
         let flusher = Arc::clone(&background);
         let nudged = Arc::clone(&queue);
         engine.spawn("background", &failed, move || {

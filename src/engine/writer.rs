@@ -3,9 +3,10 @@
 //! Commands wait in a bounded queue. The writer takes all that wait, judges them in order, logs
 //! what it decided together, and only then tells anyone:
 //! ```text
-//! queue ─► judge a, b, c ─► log (one sync) ─► publish view ─► reply to a, b, c
+//! queue ─► judge a, b, c ─► log (one sync) ─► publish view ─► reply to a, b, c ─► wake watches
 //! ```
 //! Invariants:
+//! - No event precedes the sync of its batch: watches read what is published.
 //! - No reply precedes the sync of its batch; that of a refused command neither, since it may have
 //!   read what the batch wrote.
 //! - Changes judged but not yet logged stand at revisions that no view reaches.
@@ -17,7 +18,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::background::{Background, Waiter};
 use super::command::{Answer, Asked, Command, Reply};
@@ -45,6 +46,8 @@ pub struct Writer {
     store: Store,
     queue: Arc<Queue>,
     background: Arc<Background>,
+    /// Tells the newest revision to those who watch.
+    published: watch::Sender<u64>,
     clock: Clock,
     /// A physical compaction waits for a flush.
     seal_wanted: bool,
@@ -57,6 +60,7 @@ impl Writer {
         store: Store,
         queue: Arc<Queue>,
         background: Arc<Background>,
+        published: watch::Sender<u64>,
         clock: Clock,
     ) -> Writer {
         Writer {
@@ -64,6 +68,7 @@ impl Writer {
             queue,
             background,
             sealed_millis: clock.monotonic_millis(),
+            published,
             clock,
             seal_wanted: false,
         }
@@ -153,6 +158,12 @@ impl Writer {
         }
         replies::send(answers);
         drop(rooms);
+        let newest = self.store.revision();
+        self.published.send_if_modified(|published| {
+            let is_new = *published != newest;
+            *published = newest;
+            is_new
+        });
         Ok(())
     }
 

@@ -3,6 +3,9 @@
 //! A request that the wire lets one say wrongly is refused here, in etcd's order of checks
 //! (scripts `range_errors`, `txn_checks`, `error_order`); what comes out is exact.
 
+use bytes::Bytes;
+
+use super::status;
 use crate::mvcc::Error;
 use crate::mvcc::overlap;
 use crate::mvcc::request::{
@@ -14,9 +17,15 @@ use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUn
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::mvccpb;
 use crate::storage::key_range::KeyRange;
 use crate::storage::record::KeyValue;
+use crate::watch::answer::{Answer, Origin};
+use crate::watch::watcher::{Create, Wants};
+
+/// The number in answers that are of no watcher, or of all of a stream.
+const NO_WATCHER: i64 = -1;
 
 /// A read.
 pub fn range(request: pb::RangeRequest) -> Result<Range, Error> {
@@ -152,6 +161,77 @@ fn compare(guard: pb::Compare) -> Compare {
         range: KeyRange::from_wire(guard.key, guard.range_end),
         relation,
         operand,
+    }
+}
+
+/// A watcher. An empty key is the key of one zero byte, as in etcd (script `watch_ranges`).
+pub fn create(request: pb::WatchCreateRequest) -> Create {
+    let key = match request.key.is_empty() {
+        true => Bytes::from_static(b"\0"),
+        // It lives longer than the buffer that it came in.
+        false => Bytes::copy_from_slice(&request.key),
+    };
+    let range_end = Bytes::copy_from_slice(&request.range_end);
+    let leaves_out = |filter: FilterType| request.filters.contains(&filter.into());
+    Create {
+        id: request.watch_id,
+        range: KeyRange::from_wire(key, range_end),
+        start: request.start_revision,
+        wants: Wants {
+            no_put: leaves_out(FilterType::Noput),
+            no_delete: leaves_out(FilterType::Nodelete),
+            prev_kv: request.prev_kv,
+        },
+        fragment: request.fragment,
+        progress_notify: request.progress_notify,
+    }
+}
+
+/// What a stream of watches says, but for events: those are written as they lie.
+pub fn answer(answer: Answer, origin: Origin) -> pb::WatchResponse {
+    let header = |revision: u64| {
+        Some(pb::ResponseHeader {
+            cluster_id: origin.cluster_id,
+            member_id: origin.member_id,
+            revision: revision as i64,
+            raft_term: origin.term,
+        })
+    };
+    match answer {
+        Answer::Created { id, revision } => pb::WatchResponse {
+            header: header(revision),
+            watch_id: id,
+            created: true,
+            ..Default::default()
+        },
+        Answer::Refused { refusal, revision } => pb::WatchResponse {
+            header: header(revision),
+            watch_id: NO_WATCHER,
+            created: true,
+            canceled: true,
+            cancel_reason: status::refusal(&refusal).to_owned(),
+            ..Default::default()
+        },
+        Answer::Canceled { id, revision } => pb::WatchResponse {
+            header: header(revision),
+            watch_id: id,
+            canceled: true,
+            ..Default::default()
+        },
+        // As etcd: this one names no revision (script `watch_compacted`).
+        Answer::Compacted { id, floor } => pb::WatchResponse {
+            header: header(0),
+            watch_id: id,
+            canceled: true,
+            compact_revision: floor as i64,
+            ..Default::default()
+        },
+        Answer::Progress { id, revision } => pb::WatchResponse {
+            header: header(revision),
+            watch_id: id.unwrap_or(NO_WATCHER),
+            ..Default::default()
+        },
+        Answer::Events { .. } => unreachable!("events are written as they lie"),
     }
 }
 

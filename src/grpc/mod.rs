@@ -6,6 +6,7 @@ pub mod kv;
 pub mod maintenance;
 mod range_stream;
 pub mod status;
+pub mod watch;
 
 use std::sync::Arc;
 

@@ -3,6 +3,16 @@
 use tonic::{Code, Status};
 
 use crate::mvcc::Error;
+use crate::watch::answer::Refusal;
+
+/// Why a watcher was not made: a text within an answer, and no status.
+pub fn refusal(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::NegativeStart => "etcdserver: mvcc: required revision has been compacted",
+        Refusal::EmptyRange => "mvcc: watcher range is empty",
+        Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
+    }
+}
 
 impl From<Error> for Status {
     fn from(error: Error) -> Status {

@@ -133,6 +133,11 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Resolves when the server stops.
+    pub async fn stopped(mut self) {
+        stopped(&mut self.stopping).await;
+    }
+
     /// Accepts connections until the server stops.
     pub async fn accept(mut self, bound: Bound) -> io::Result<()> {
         match bound {

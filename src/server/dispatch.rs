@@ -19,10 +19,12 @@ use tower::Service;
 
 use super::Error;
 use crate::engine::AnswerRoom;
+use crate::engine::watches::Watches;
 use crate::grpc::Context;
 use crate::grpc::cluster::ClusterService;
 use crate::grpc::kv::KvService;
 use crate::grpc::maintenance::MaintenanceService;
+use crate::grpc::watch::WatchService;
 use crate::proto::DESCRIPTORS;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
@@ -42,26 +44,31 @@ const PIECE_BYTES: usize = 64 << 10;
 const ROOM_HELD_MAX: Duration = Duration::from_secs(60);
 
 /// Services that etcd has and we do not yet.
-const NOT_BUILT: [&str; 5] = [
-    "/etcdserverpb.Watch/",
+const NOT_BUILT: [&str; 4] = [
     "/etcdserverpb.Lease/",
     "/etcdserverpb.Auth/",
     "/v3lockpb.Lock/",
     "/v3electionpb.Election/",
 ];
 
-/// All services.
+/// All services, as one network thread has them.
 #[derive(Debug, Clone)]
 pub struct Services {
     kv: KvServer<KvService>,
+    watch: WatchService,
     /// What is called seldom.
     others: Routes,
 }
 
 impl Services {
-    /// The services over one store.
-    pub async fn new(context: Arc<Context>) -> Result<Services, Error> {
+    /// The services over one store, with watches of their own.
+    pub async fn new(
+        context: Arc<Context>,
+        progress_interval: Duration,
+    ) -> Result<Services, Error> {
         let request_bytes_max = context.request_bytes_max.saturating_add(OVERHEAD_BYTES);
+        // An answer that is split has parts below what a request may take, as in etcd.
+        let watches = Watches::new(Arc::clone(&context.engine), request_bytes_max);
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -78,11 +85,21 @@ impl Services {
             .add_service(reflection().build_v1().map_err(Error::Reflection)?)
             .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
         Ok(Services {
+            watch: WatchService {
+                watches: Arc::new(watches),
+                progress_interval,
+                request_bytes_max,
+            },
             kv: KvServer::new(KvService(context))
                 .max_decoding_message_size(request_bytes_max)
                 .max_encoding_message_size(ANSWER_BYTES_MAX),
             others: others.routes().prepare(),
         })
+    }
+
+    /// The watches of the thread, which must be attended to.
+    pub fn watches(&self) -> &Arc<Watches> {
+        &self.watch.watches
     }
 
     /// Answers one call.
@@ -110,6 +127,8 @@ impl Services {
         let path = request.uri().path();
         let answer = if path.starts_with("/etcdserverpb.KV/") {
             self.kv.clone().call(request).await
+        } else if path == WatchService::PATH {
+            return self.watch.call(request).await;
         } else if NOT_BUILT.iter().any(|service| path.starts_with(service)) {
             let text = format!("{} is not supported yet", path.trim_start_matches('/'));
             return Status::unimplemented(text).into_http();

@@ -216,8 +216,9 @@ async fn serve(
         client_urls: config.advertise_client_urls.clone(),
     });
     let (stop, stopping) = watch::channel(false);
+    let services = || Services::new(Arc::clone(&context), config.watch_progress_interval);
     let serving = Serving {
-        services: Services::new(context).await?,
+        services: services().await?,
         streams_max: Some(config.max_concurrent_streams).filter(|max| *max != u32::MAX),
         stopping,
         connections: TaskTracker::new(),
@@ -226,7 +227,10 @@ async fn serve(
     let mut listeners = listeners.into_iter();
     let ours = listeners.next().unwrap_or_default();
     for (number, bound) in listeners.enumerate() {
-        let serving = serving.clone();
+        let serving = Serving {
+            services: services().await?,
+            ..serving.clone()
+        };
         let runtime = runtime()?;
         let name = format!("network {}", number + 1);
         threads.push(thread::Builder::new().name(name).spawn(move || {
@@ -269,6 +273,14 @@ async fn serve(
 /// One network thread's work: accepts and serves until the server stops and all calls have ended.
 async fn drain(serving: Serving, listeners: Vec<Bound>) {
     let attending = tokio::spawn(replies::attend());
+    let watches = Arc::clone(serving.services.watches());
+    let watching = tokio::spawn(Arc::clone(&watches).attend());
+    let stopped = serving.clone().stopped();
+    let ending = tokio::spawn(async move {
+        stopped.await;
+        // Clients go on elsewhere, or here again, from where they are.
+        watches.stop();
+    });
     // Counted by thread, so that each waits for its own.
     let serving = Serving {
         connections: TaskTracker::new(),
@@ -287,5 +299,7 @@ async fn drain(serving: Serving, listeners: Vec<Bound>) {
     accepting.wait().await;
     serving.connections.close();
     serving.connections.wait().await;
-    attending.abort();
+    for task in [attending, watching, ending] {
+        task.abort();
+    }
 }

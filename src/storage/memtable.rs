@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 
 use super::key_range::Bounds;
 use super::record::key_of;
+use super::revision::Revision;
 use super::row::{Change, Version};
 
 /// Most keys that a reader takes under one hold of the lock.
@@ -157,6 +158,20 @@ impl Memtable {
         let inner = self.read();
         let run = inner.by_time.get(place / RUN).map_or(&[][..], |run| run);
         read(run.get(place % RUN..).unwrap_or(&[]))
+    }
+
+    /// The place in order of time of the first change at or behind `at`.
+    pub fn place_of(&self, at: Revision) -> usize {
+        let inner = self.read();
+        let before = |change: &Change| change.revision < at;
+        let whole = inner
+            .by_time
+            .partition_point(|run| run.last().is_some_and(before));
+        let within = inner
+            .by_time
+            .get(whole)
+            .map_or(0, |run| run.partition_point(before));
+        (whole * RUN + within).min(inner.len)
     }
 
     /// The versions of whole keys behind `key`, of all from the first on if that is `None`: in key
@@ -320,7 +335,6 @@ fn rows_cost(change: &Change) -> usize {
 mod tests {
     use super::*;
     use crate::storage::record::Record;
-    use crate::storage::revision::Revision;
     use proptest::prelude::*;
 
     fn change(main: u64, key: u8) -> Change {
@@ -333,6 +347,22 @@ mod tests {
             lease: 0,
         };
         Change::new(Revision { main, sub: 0 }, &record, None)
+    }
+
+    #[test]
+    fn places_by_revision() {
+        let memtable = Memtable::default();
+        let at = |main| Revision { main, sub: 0 };
+        assert_eq!(memtable.place_of(at(0)), 0);
+        let changes = 2 * RUN as u64 + 5;
+        for main in 0..changes {
+            memtable.push(change(2 * main + 2, main as u8));
+        }
+        for main in 0..changes {
+            assert_eq!(memtable.place_of(at(2 * main + 1)), main as usize);
+            assert_eq!(memtable.place_of(at(2 * main + 2)), main as usize);
+        }
+        assert_eq!(memtable.place_of(at(2 * changes + 1)), memtable.len());
     }
 
     proptest! {

@@ -21,7 +21,8 @@ use super::key_range::{Bounds, KeyRange};
 use super::memtable::{CHUNK, Found, Memtable};
 use super::record::key_of;
 use super::redb::{Keys, Reader};
-use super::row::Version;
+use super::revision::Revision;
+use super::row::{Change, Version};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -135,6 +136,61 @@ impl View {
             }
             if in_settled {
                 settled.step()?;
+            }
+        }
+    }
+
+    /// Visits the changes from `from` up to the view's revision, in order of time, until `visit`
+    /// says `false`: when, and the version record. Below the floor, what compaction removes may be
+    /// met or not.
+    pub fn history(
+        &self,
+        from: Revision,
+        mut visit: impl FnMut(Revision, &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let mut goes_on = true;
+        if !self.is_recent(from) {
+            self.settled.history_from(from, |at, record| {
+                goes_on = visit(at, record);
+                goes_on
+            })?;
+        }
+        if goes_on {
+            self.unsettled(from, |at, record| visit(at, record));
+        }
+        Ok(())
+    }
+
+    /// Whether the changes from `from` on are all in memory.
+    pub fn is_recent(&self, from: Revision) -> bool {
+        from.main > self.settled.meta.revision
+    }
+
+    /// As [`View::history`], of changes that are all in memory: see [`View::is_recent`].
+    pub fn recent(&self, from: Revision, visit: impl FnMut(Revision, &Arc<[u8]>) -> bool) {
+        assert!(self.is_recent(from), "{from} is settled");
+        self.unsettled(from, visit);
+    }
+
+    fn unsettled(&self, from: Revision, mut visit: impl FnMut(Revision, &Arc<[u8]>) -> bool) {
+        let mut visible = |change: &Change| {
+            change.revision.main <= self.revision && visit(change.revision, &change.record)
+        };
+        for memtable in self.sealed.iter().chain([&self.active]) {
+            let mut place = memtable.place_of(from);
+            loop {
+                let (passed, more) = memtable.with_run(place, |run| {
+                    let chunk = &run[..run.len().min(CHUNK)];
+                    let passed = chunk.iter().take_while(|change| visible(change)).count();
+                    (passed, passed == chunk.len())
+                });
+                if !more {
+                    return;
+                }
+                if passed == 0 {
+                    break;
+                }
+                place += passed;
             }
         }
     }

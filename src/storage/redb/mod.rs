@@ -422,6 +422,31 @@ impl Reader {
         })
     }
 
+    /// Visits the changes from `from` up to `meta.revision` in order of time, until `visit` says
+    /// `false`: when, and the version record.
+    pub fn history_from(
+        &self,
+        from: Revision,
+        mut visit: impl FnMut(Revision, &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let upto = Revision::last_of(self.meta.revision);
+        if from > upto {
+            return Ok(());
+        }
+        let rows = self
+            .history
+            .range((from.main, from.sub)..=(upto.main, upto.sub))?;
+        for row in rows {
+            let (at, value) = row?;
+            let (main, sub) = at.value();
+            let record = HistoryRow::decode(value.value())?.record;
+            if !visit(Revision { main, sub }, record) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Visits the rows of `history` in order, until `visit` says `false`.
     pub fn for_each_history(
         &self,

@@ -1,0 +1,312 @@
+//! Who is interested in a key: an index of watchers by what they watch.
+//!
+//! Watchers of one key are found by hash. Ranges lie in a treap, a binary search tree that stays
+//! balanced by chance, ordered by where they begin; each node knows how far the ranges below it
+//! reach, so that a search leaves out all that end too early. Watchers of one and the same range
+//! share a node. To find those of a key costs O(log n) in the number of distinct ranges, and what
+//! is found.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::storage::key_range::{End, KeyRange};
+
+/// Watchers, by the hub's number.
+type Members = SmallVec<[u32; 4]>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Interest {
+    single: HashMap<Bytes, Members, hashbrown::DefaultHashBuilder>,
+    ranges: Tree,
+    len: usize,
+    /// What the next node's place in the heap is drawn from.
+    drawn: u64,
+}
+
+type Tree = Option<Box<Node>>;
+
+#[derive(Debug)]
+struct Node {
+    range: KeyRange,
+    members: Members,
+    /// The furthest end of this subtree.
+    reach: End,
+    /// No child has a greater one.
+    priority: u64,
+    left: Tree,
+    right: Tree,
+}
+
+impl Interest {
+    /// Whether nobody is interested in anything.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a watcher.
+    pub fn insert(&mut self, range: &KeyRange, watcher: u32) {
+        self.len += 1;
+        if range.is_single() {
+            let members = self.single.entry(range.start.clone()).or_default();
+            members.push(watcher);
+            return;
+        }
+        self.drawn = self.drawn.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        insert(&mut self.ranges, range, watcher, mix(self.drawn));
+    }
+
+    /// Removes a watcher that was added. Those that came last are found first.
+    pub fn remove(&mut self, range: &KeyRange, watcher: u32) {
+        self.len -= 1;
+        if range.is_single() {
+            let members = self.single.get_mut(&range.start).expect("it was added");
+            remove_member(members, watcher);
+            if members.is_empty() {
+                self.single.remove(&range.start);
+            }
+            return;
+        }
+        remove(&mut self.ranges, range, watcher);
+    }
+
+    /// Removes all.
+    pub fn clear(&mut self) {
+        *self = Interest {
+            drawn: self.drawn,
+            ..Interest::default()
+        };
+    }
+
+    /// Visits the watchers of `key`, each once.
+    pub fn for_each(&self, key: &[u8], mut visit: impl FnMut(u32)) {
+        if let Some(members) = self.single.get(key) {
+            members.iter().copied().for_each(&mut visit);
+        }
+        find(&self.ranges, key, &mut visit);
+    }
+}
+
+fn remove_member(members: &mut Members, watcher: u32) {
+    let place = members.iter().rposition(|member| *member == watcher);
+    members.swap_remove(place.expect("it was added"));
+}
+
+fn find(tree: &Tree, key: &[u8], visit: &mut impl FnMut(u32)) {
+    let Some(node) = tree else { return };
+    if !reaches(&node.reach, key) {
+        return;
+    }
+    find(&node.left, key, visit);
+    if *key >= *node.range.start {
+        if reaches(&node.range.end, key) {
+            node.members.iter().copied().for_each(&mut *visit);
+        }
+        find(&node.right, key, visit);
+    }
+}
+
+/// Whether what ends there has not ended before `key`.
+fn reaches(end: &End, key: &[u8]) -> bool {
+    match end {
+        End::Before(end) => key < end,
+        End::Unbounded => true,
+        End::Single => unreachable!("single keys are found by hash"),
+    }
+}
+
+/// Adds `watcher` at its range's node, or at a new one; keeps order and heap.
+fn insert(tree: &mut Tree, range: &KeyRange, watcher: u32, priority: u64) {
+    let Some(node) = tree else {
+        *tree = Some(Box::new(Node {
+            range: range.clone(),
+            members: SmallVec::from_slice(&[watcher]),
+            reach: range.end.clone(),
+            priority,
+            left: None,
+            right: None,
+        }));
+        return;
+    };
+    match by_place(range, &node.range) {
+        Ordering::Equal => node.members.push(watcher),
+        Ordering::Less => {
+            insert(&mut node.left, range, watcher, priority);
+            if node
+                .left
+                .as_ref()
+                .is_some_and(|left| left.priority > node.priority)
+            {
+                rotate_right(tree);
+            }
+        }
+        Ordering::Greater => {
+            insert(&mut node.right, range, watcher, priority);
+            if node
+                .right
+                .as_ref()
+                .is_some_and(|right| right.priority > node.priority)
+            {
+                rotate_left(tree);
+            }
+        }
+    }
+    measure(tree);
+}
+
+fn remove(tree: &mut Tree, range: &KeyRange, watcher: u32) {
+    let node = tree.as_mut().expect("it was added");
+    match by_place(range, &node.range) {
+        Ordering::Less => remove(&mut node.left, range, watcher),
+        Ordering::Greater => remove(&mut node.right, range, watcher),
+        Ordering::Equal => {
+            remove_member(&mut node.members, watcher);
+            if node.members.is_empty() {
+                let (left, right) = (node.left.take(), node.right.take());
+                *tree = merge(left, right);
+            }
+        }
+    }
+    measure(tree);
+}
+
+/// One tree of two, of which the first lies before the second.
+fn merge(left: Tree, right: Tree) -> Tree {
+    let (mut left, mut right) = match (left, right) {
+        (Some(left), Some(right)) => (left, right),
+        (tree, None) | (None, tree) => return tree,
+    };
+    let mut merged = if left.priority > right.priority {
+        left.right = merge(left.right.take(), Some(right));
+        Some(left)
+    } else {
+        right.left = merge(Some(left), right.left.take());
+        Some(right)
+    };
+    measure(&mut merged);
+    merged
+}
+
+/// The left child rises, and the node becomes its right one.
+fn rotate_right(tree: &mut Tree) {
+    let mut node = tree.take().expect("a node");
+    let mut left = node.left.take().expect("a left child");
+    node.left = left.right.take();
+    left.right = Some(node);
+    measure(&mut left.right);
+    *tree = Some(left);
+}
+
+/// The right child rises, and the node becomes its left one.
+fn rotate_left(tree: &mut Tree) {
+    let mut node = tree.take().expect("a node");
+    let mut right = node.right.take().expect("a right child");
+    node.right = right.left.take();
+    right.left = Some(node);
+    measure(&mut right.left);
+    *tree = Some(right);
+}
+
+/// Sets how far a tree reaches, from what its root and its children say.
+fn measure(tree: &mut Tree) {
+    let Some(node) = tree else { return };
+    let children = [&node.left, &node.right];
+    let ends = children.into_iter().flatten().map(|child| &child.reach);
+    let furthest = ends.chain([&node.range.end]).max_by(|a, b| by_end(a, b));
+    let furthest = furthest.expect("the node has an end").clone();
+    node.reach = furthest;
+}
+
+fn by_place(a: &KeyRange, b: &KeyRange) -> Ordering {
+    a.start.cmp(&b.start).then_with(|| by_end(&a.end, &b.end))
+}
+
+fn by_end(a: &End, b: &End) -> Ordering {
+    match (a, b) {
+        (End::Before(a), End::Before(b)) => a.cmp(b),
+        (a, b) => (*a == End::Unbounded).cmp(&(*b == End::Unbounded)),
+    }
+}
+
+/// Spreads a counter's bits: the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+fn mix(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range(start: u8, end: u8) -> KeyRange {
+        let end = match end {
+            0 => Bytes::new(),
+            1 => Bytes::from_static(b"\0"),
+            end => Bytes::from(vec![end]),
+        };
+        KeyRange::from_wire(Bytes::from(vec![start]), end)
+    }
+
+    fn height(tree: &Tree) -> usize {
+        match tree {
+            None => 0,
+            Some(node) => 1 + height(&node.left).max(height(&node.right)),
+        }
+    }
+
+    proptest! {
+        /// The index finds whom asking each would find.
+        #[test]
+        fn it_finds_those_who_watch_the_key(
+            steps in prop::collection::vec((any::<bool>(), 1..12u8, 0..14u8, 0..40usize), 0..120),
+        ) {
+            let mut interest = Interest::default();
+            let mut plain: Vec<(KeyRange, u32)> = Vec::new();
+            let mut next = 0;
+            for (add, start, end, which) in steps {
+                if add || plain.is_empty() {
+                    interest.insert(&range(start, end), next);
+                    plain.push((range(start, end), next));
+                    next += 1;
+                } else {
+                    let (range, watcher) = plain.remove(which % plain.len());
+                    interest.remove(&range, watcher);
+                }
+                prop_assert_eq!(interest.is_empty(), plain.is_empty());
+                for key in 0..14u8 {
+                    let mut found = Vec::new();
+                    interest.for_each(&[key], |watcher| found.push(watcher));
+                    found.sort_unstable();
+                    let watch = |range: &KeyRange| range.contains(&[key]);
+                    let expected: Vec<u32> =
+                        plain.iter().filter(|(r, _)| watch(r)).map(|(_, w)| *w).collect();
+                    prop_assert_eq!(found, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_that_come_in_order_make_no_deep_tree() {
+        let mut interest = Interest::default();
+        for number in 0..10_000u32 {
+            let start = Bytes::copy_from_slice(&number.to_be_bytes());
+            let end = Bytes::copy_from_slice(&(number + 1).to_be_bytes());
+            interest.insert(&KeyRange::from_wire(start, end), number);
+        }
+        // A random tree of n nodes is about 3 log2(n) high; its recursion needs little stack.
+        assert!(
+            height(&interest.ranges) < 60,
+            "{}",
+            height(&interest.ranges)
+        );
+        let mut found = Vec::new();
+        interest.for_each(&7777u32.to_be_bytes(), |watcher| found.push(watcher));
+        assert_eq!(found, [7777]);
+    }
+}
