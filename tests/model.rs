@@ -8,6 +8,8 @@
 //! `tests/model.proptest-regressions`, from where every later run begins.
 
 mod common;
+#[path = "model/watches.rs"]
+mod watches;
 
 use bytes::Bytes;
 use common::store::{Answer, TestStore, Write};

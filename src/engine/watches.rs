@@ -17,7 +17,7 @@ use super::Engine;
 use crate::mvcc::Error;
 use crate::watch::answer::{Answer, End, Origin};
 use crate::watch::catch_up::{Plan, Slice};
-use crate::watch::hub::{Hub, Step, StreamKey};
+use crate::watch::hub::{Hub, Limits, Step, StreamKey};
 use crate::watch::watcher::Create;
 
 /// See the module.
@@ -52,7 +52,7 @@ impl Watches {
         Watches {
             engine,
             origin,
-            hub: Mutex::new(Hub::new(origin, fragment_bytes)),
+            hub: Mutex::new(Hub::new(origin, Limits::new(fragment_bytes))),
             stir: Notify::new(),
             present: Notify::new(),
         }

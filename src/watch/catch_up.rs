@@ -23,12 +23,6 @@ use crate::storage::{self, Damaged};
 /// Most revisions with events in one slice; etcd's batches have as many.
 const REVISIONS_MAX: usize = 1000;
 
-/// Most rows of history that a slice looks at: a few milliseconds.
-const ROWS_MAX: usize = 10_000;
-
-/// Most rows of a slice that is read on the caller's thread, from memory.
-const INLINE_ROWS_MAX: usize = 1000;
-
 /// What is to be read.
 #[derive(Debug)]
 pub struct Plan {
@@ -38,6 +32,10 @@ pub struct Plan {
     pub(super) readers: Vec<Reader>,
     /// Bytes of events after which the slice ends.
     pub(super) bytes_max: usize,
+    /// Rows that it looks at.
+    pub(super) rows_max: usize,
+    /// The same if it is to be quick.
+    pub(super) quick_rows_max: usize,
 }
 
 /// A watcher that reads.
@@ -87,8 +85,8 @@ impl Plan {
             return Ok(Slice::Compacted(floor));
         }
         let rows_max = match quick {
-            true => INLINE_ROWS_MAX,
-            false => ROWS_MAX,
+            true => self.quick_rows_max,
+            false => self.rows_max,
         };
         let mut audience = Audience::of(&self.readers);
         let mut events = Vec::new();

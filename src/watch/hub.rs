@@ -12,7 +12,7 @@
 //! - A watcher that is behind has been handed every event below its `next`, and none from there on.
 //! - Answers leave in the order in which they were put: so one about progress follows all events up
 //!   to its revision, and one that cancels is a watcher's last.
-//! - An outbox takes no events once it holds [`OUTBOX_BYTES`], and a stream no request.
+//! - An outbox takes no events once it holds [`Limits::outbox_bytes`], and a stream no request.
 //!
 //! It is one state, moved by plain calls; nothing in it waits or reads the disk.
 
@@ -34,12 +34,6 @@ use crate::storage::record::key_of;
 use crate::storage::revision::Revision;
 use crate::storage::view::View;
 
-/// What waits for a client, in bytes, before its watchers fall behind and its requests wait.
-pub const OUTBOX_BYTES: usize = 1 << 20;
-
-/// A stream's watchers catch up while less than this waits for the client.
-const CATCH_UP_BELOW_BYTES: usize = OUTBOX_BYTES / 2;
-
 /// Watchers that share a slice.
 const READERS_MAX: usize = 100;
 
@@ -49,19 +43,46 @@ const APART_MAX: u64 = 1000;
 /// Watchers behind that are looked at for one plan.
 const LOOKS_MAX: usize = 1000;
 
-/// Rows, and bytes of records, that one step of [`Hub::advance`] takes.
-const STEP_ROWS_MAX: usize = 1000;
-const STEP_BYTES_MAX: usize = 1 << 20;
-
 /// Pairs before an event that a step looks up itself, while that is likely quick.
 const PREV_INLINE_MAX: usize = 64;
+
+/// How much a hub does and holds at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Size of an answer from which it is split, for those who want that; in bytes.
+    pub fragment_bytes: usize,
+    /// What waits for a client, in bytes, before its watchers fall behind and its requests wait.
+    /// They catch up while half of that waits.
+    pub outbox_bytes: usize,
+    /// Rows that one step of [`Hub::advance`] takes.
+    pub step_rows: usize,
+    /// Bytes of events after which a step ends.
+    pub step_bytes: usize,
+    /// Rows that a slice of catching up looks at: a few milliseconds.
+    pub slice_rows: usize,
+    /// Those of a slice that is read from memory on the caller's thread.
+    pub quick_slice_rows: usize,
+}
+
+impl Limits {
+    /// The server's, for answers split from `fragment_bytes` on.
+    pub fn new(fragment_bytes: usize) -> Limits {
+        Limits {
+            fragment_bytes,
+            outbox_bytes: 1 << 20,
+            step_rows: 1000,
+            step_bytes: 1 << 20,
+            slice_rows: 10_000,
+            quick_slice_rows: 1000,
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Hub {
     origin: Origin,
-    /// Size of an answer from which it is split, for those who want that; in bytes.
-    fragment_bytes: usize,
+    limits: Limits,
     position: u64,
     /// What is on its way to synced watchers: up to `position`.
     delivery: Option<Delivery>,
@@ -147,6 +168,7 @@ pub enum Step {
 pub struct Prevs {
     events: Vec<Event>,
     wanted: Vec<bool>,
+    bytes_max: usize,
     kept: usize,
 }
 
@@ -154,17 +176,17 @@ impl Prevs {
     /// Reads them.
     pub fn look_up(&mut self, view: &View) -> Result<(), storage::Error> {
         let wanted = |place: usize| self.wanted[place];
-        self.kept = event::add_prev(view, &mut self.events, wanted, STEP_BYTES_MAX)?;
+        self.kept = event::add_prev(view, &mut self.events, wanted, self.bytes_max)?;
         Ok(())
     }
 }
 
 impl Hub {
     /// A hub without watchers.
-    pub fn new(origin: Origin, fragment_bytes: usize) -> Hub {
+    pub fn new(origin: Origin, limits: Limits) -> Hub {
         Hub {
             origin,
-            fragment_bytes,
+            limits,
             position: 0,
             delivery: None,
             streams: Slab::new(),
@@ -307,7 +329,7 @@ impl Hub {
         let current = |slot: &u32| self.is_current(&self.watchers[*slot as usize]);
         let told = !stream.ids.is_empty()
             && stream.ids.values().all(current)
-            && stream.outbox_bytes < OUTBOX_BYTES;
+            && stream.outbox_bytes < self.limits.outbox_bytes;
         if told {
             let revision = self.position;
             self.push(key.slot, Answer::Progress { id: None, revision });
@@ -325,7 +347,7 @@ impl Hub {
             let told = watcher.progress_notify
                 && !heard
                 && self.is_current(watcher)
-                && self.streams[key.slot].outbox_bytes < OUTBOX_BYTES;
+                && self.streams[key.slot].outbox_bytes < self.limits.outbox_bytes;
             if told {
                 let (id, revision) = (Some(watcher.id), self.position);
                 self.push(key.slot, Answer::Progress { id, revision });
@@ -349,7 +371,7 @@ impl Hub {
             return Poll::Pending;
         };
         stream.outbox_bytes -= answer.bytes();
-        if stream.outbox_bytes < OUTBOX_BYTES
+        if stream.outbox_bytes < self.limits.outbox_bytes
             && let Some(writer) = stream.writer.take()
         {
             writer.wake();
@@ -361,7 +383,7 @@ impl Hub {
     /// Whether the stream's outbox has room for the answer to a request.
     pub fn poll_room(&mut self, key: StreamKey, context: &Context<'_>) -> Poll<()> {
         let stream = &mut self.streams[key.slot];
-        if stream.outbox_bytes < OUTBOX_BYTES {
+        if stream.outbox_bytes < self.limits.outbox_bytes {
             return Poll::Ready(());
         }
         stream.writer = Some(context.waker().clone());
@@ -407,12 +429,12 @@ impl Hub {
         let (stream, id) = (watcher.stream, watcher.id);
         if watcher.fragment && fields.len() > 1 {
             let whole: usize = fields.iter().map(Bytes::len).sum();
-            if whole + self.origin.head_len(id, revision, false) >= self.fragment_bytes {
+            if whole + self.origin.head_len(id, revision, false) >= self.limits.fragment_bytes {
                 let head_len = self.origin.head_len(id, revision, true);
                 let mut bytes = head_len;
                 let mut part = SmallVec::new();
                 for field in fields {
-                    if !part.is_empty() && bytes + field.len() >= self.fragment_bytes {
+                    if !part.is_empty() && bytes + field.len() >= self.limits.fragment_bytes {
                         let fields = std::mem::take(&mut part);
                         let fragment = true;
                         self.push(
@@ -480,7 +502,7 @@ impl Hub {
             self.all_fall_behind(delivery.first, view.revision);
             return Step::Idle;
         }
-        let rows = read_step(view, from);
+        let rows = self.limits.read_step(view, from);
         for (at, record) in &rows.changes {
             self.find_watchers(&mut delivery, *at, record);
         }
@@ -498,6 +520,7 @@ impl Hub {
         let mut prevs = Prevs {
             events: std::mem::take(&mut delivery.events),
             wanted: std::mem::take(&mut delivery.with_prev),
+            bytes_max: self.limits.step_bytes,
             kept: 0,
         };
         self.delivery = Some(delivery);
@@ -602,7 +625,7 @@ impl Hub {
             return;
         };
         let stream = &mut self.streams[watcher.stream];
-        if stream.outbox_bytes >= OUTBOX_BYTES {
+        if stream.outbox_bytes >= self.limits.outbox_bytes {
             watcher.state = State::Behind;
             watcher.next = revision;
             self.interest.remove(&watcher.range, slot);
@@ -643,40 +666,42 @@ struct Rows {
     partial: bool,
 }
 
-fn read_step(view: &View, from: Revision) -> Rows {
-    let mut changes: Vec<(Revision, Arc<[u8]>)> = Vec::new();
-    let mut bytes = 0;
-    let mut full = false;
-    view.recent(from, |at, record| {
-        full = changes.len() >= STEP_ROWS_MAX || bytes >= STEP_BYTES_MAX;
+impl Limits {
+    fn read_step(&self, view: &View, from: Revision) -> Rows {
+        let mut changes: Vec<(Revision, Arc<[u8]>)> = Vec::new();
+        let mut bytes = 0;
+        let mut full = false;
+        view.recent(from, |at, record| {
+            full = changes.len() >= self.step_rows || bytes >= self.step_bytes;
+            if !full {
+                bytes += record.len();
+                changes.push((at, Arc::clone(record)));
+            }
+            !full
+        });
+        let last = changes.last().map_or(view.revision, |(at, _)| at.main);
         if !full {
-            bytes += record.len();
-            changes.push((at, Arc::clone(record)));
+            return Rows {
+                changes,
+                upto: view.revision,
+                partial: false,
+            };
         }
-        !full
-    });
-    let last = changes.last().map_or(view.revision, |(at, _)| at.main);
-    if !full {
-        return Rows {
+        let whole = changes.partition_point(|(at, _)| at.main < last);
+        if whole == 0 {
+            return Rows {
+                changes,
+                upto: last,
+                partial: true,
+            };
+        }
+        changes.truncate(whole);
+        let upto = last - 1;
+        Rows {
             changes,
-            upto: view.revision,
+            upto,
             partial: false,
-        };
-    }
-    let whole = changes.partition_point(|(at, _)| at.main < last);
-    if whole == 0 {
-        return Rows {
-            changes,
-            upto: last,
-            partial: true,
-        };
-    }
-    changes.truncate(whole);
-    let upto = last - 1;
-    Rows {
-        changes,
-        upto,
-        partial: false,
+        }
     }
 }
 
@@ -696,7 +721,7 @@ impl Hub {
     /// Has the stream catch up, if it has watchers behind and room for what they hear.
     fn feed(&mut self, slot: usize) {
         let stream = &mut self.streams[slot];
-        if !stream.catching_up && !stream.behind.is_empty() && stream.has_appetite() {
+        if !stream.catching_up && !stream.behind.is_empty() && stream.has_appetite(&self.limits) {
             stream.catching_up = true;
             self.hungry.push(StreamKey {
                 slot,
@@ -711,7 +736,7 @@ impl Hub {
         if stream.serial != key.serial {
             return None;
         }
-        let first = match stream.has_appetite() && stream.end.is_none() {
+        let first = match stream.has_appetite(&self.limits) && stream.end.is_none() {
             true => stream.behind.front(),
             false => None,
         };
@@ -740,11 +765,13 @@ impl Hub {
                 next: watcher.next,
             });
         }
-        let bytes_max = CATCH_UP_BELOW_BYTES / readers.len();
+        let bytes_max = self.limits.outbox_bytes / 2 / readers.len();
         Some(Plan {
             from,
             readers,
             bytes_max,
+            rows_max: self.limits.slice_rows,
+            quick_rows_max: self.limits.quick_slice_rows,
         })
     }
 
@@ -831,7 +858,7 @@ impl Stream {
         }
     }
 
-    fn has_appetite(&self) -> bool {
-        self.outbox_bytes < CATCH_UP_BELOW_BYTES
+    fn has_appetite(&self, limits: &Limits) -> bool {
+        self.outbox_bytes < limits.outbox_bytes / 2
     }
 }

@@ -27,6 +27,7 @@ use metastore::storage::record::{KeyValue, Record};
 use metastore::storage::redb::Database;
 use metastore::storage::row::HistoryRow;
 use metastore::storage::store::{DATABASE_FILE, Identity, Settings};
+use metastore::storage::view::View;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio_stream::StreamExt;
@@ -118,6 +119,11 @@ impl TestStore {
 
     fn engine(&self) -> &Arc<Engine> {
         &self.running.as_ref().expect("the store runs").engine
+    }
+
+    /// The current view.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.engine().view()
     }
 
     /// Writes one key.
