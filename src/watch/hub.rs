@@ -43,9 +43,6 @@ const APART_MAX: u64 = 1000;
 /// Watchers behind that are looked at for one plan.
 const LOOKS_MAX: usize = 1000;
 
-/// Pairs before an event that a step looks up itself, while that is likely quick.
-const PREV_INLINE_MAX: usize = 64;
-
 /// How much a hub does and holds at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -58,6 +55,8 @@ pub struct Limits {
     pub step_rows: usize,
     /// Bytes of events after which a step ends.
     pub step_bytes: usize,
+    /// Pairs before an event that a step looks up itself, while that is likely quick.
+    pub step_look_ups: usize,
     /// Rows that a slice of catching up looks at: a few milliseconds.
     pub slice_rows: usize,
     /// Those of a slice that is read from memory on the caller's thread.
@@ -72,6 +71,7 @@ impl Limits {
             outbox_bytes: 1 << 20,
             step_rows: 1000,
             step_bytes: 1 << 20,
+            step_look_ups: 64,
             slice_rows: 10_000,
             quick_slice_rows: 1000,
         }
@@ -524,7 +524,7 @@ impl Hub {
             kept: 0,
         };
         self.delivery = Some(delivery);
-        if wanted > PREV_INLINE_MAX || view.settled().is_cold() {
+        if wanted > self.limits.step_look_ups || view.settled().is_cold() {
             return Step::LookUp(prevs);
         }
         match prevs.look_up(view) {

@@ -90,31 +90,23 @@ fn any_act() -> impl Strategy<Value = Act> {
 }
 
 fn any_limits() -> impl Strategy<Value = Limits> {
-    (
-        200..3000usize,
-        300..6000usize,
-        1..30usize,
-        100..5000usize,
-        1..40usize,
-        1..20usize,
+    let bytes = (200..3000usize, 300..6000usize, 100..5000usize);
+    let rows = (1..30usize, 1..40usize, 1..20usize);
+    (bytes, rows, 0..4usize).prop_map(
+        |(
+            (fragment_bytes, outbox_bytes, step_bytes),
+            (step_rows, slice_rows, quick_slice_rows),
+            step_look_ups,
+        )| Limits {
+            fragment_bytes,
+            outbox_bytes,
+            step_rows,
+            step_bytes,
+            step_look_ups,
+            slice_rows,
+            quick_slice_rows,
+        },
     )
-        .prop_map(
-            |(
-                fragment_bytes,
-                outbox_bytes,
-                step_rows,
-                step_bytes,
-                slice_rows,
-                quick_slice_rows,
-            )| Limits {
-                fragment_bytes,
-                outbox_bytes,
-                step_rows,
-                step_bytes,
-                slice_rows,
-                quick_slice_rows,
-            },
-        )
 }
 
 /// A watcher as its client knows it.
