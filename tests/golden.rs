@@ -85,6 +85,9 @@ scripts! {
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
+    watch_cancel watch_compacted watch_events watch_filters watch_fragment watch_history watch_ids watch_notify
+    watch_prev_kv watch_progress watch_ranges watch_refused watch_restart watch_silence watch_start watch_streams
+    watch_twice watch_txn
 }
 
 fn script_dir() -> PathBuf {
