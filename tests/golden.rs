@@ -13,21 +13,37 @@
 //! del KEY [prefix | from_key | end=KEY] [prev_kv]
 //! txn 'if version(k) = 0 { put k v; get k } else { if mod(k) > 3 { del k } }'     see request.rs
 //! compact REVISION [physical]
-//! fill PREFIX COUNT [value_size=N]   puts PREFIX0000, PREFIX0001, ...
+//! fill PREFIX COUNT [value_size=N] [txn_ops=N]   puts PREFIX0000, PREFIX0001, ..., so many in a txn, 100 if not said
 //! restart ["--FLAG=VALUE" ...]       kill -9, then a new process on the same data
 //! status, members                    what the node says of itself
+//! watch STREAM ...                   sends on a watch stream, which is opened by its first request:
+//!     create KEY [prefix | from_key | end=KEY] [rev=N] [id=N] [filter=noput|nodelete|N]... [prev_kv] [fragment]
+//!         [progress_notify] [nowait]
+//!     cancel ID [nowait]             both show their answer at once, and nothing else; with `nowait` they do not wait
+//!     progress                       one request, which may go without an answer
+//!     empty                          a request that asks for nothing
+//!     half_close, close              the client sends no more; ends the stream
+//! see STREAM ...                     waits for all that it names, then shows all that came and was not shown yet:
+//!     [events=N] [created=N] [canceled=N]
+//!     [progress]                     asks for progress, again and again, until it is that of the store
+//!     [notified=ID]                  the same of the periodic progress of that watcher, the last of which is shown
 //! ```
 //! Words with other than letters, digits and `-./@_` are quoted; `"\x00"` is one byte. `sort=`, `target=` and a guard's
 //! target also take a number, to send what has no name. `key_size=N` and `value_size=N` stand for a long key or value.
-//! How answers are shown is said in answer.rs.
+//! How answers are shown is said in answer.rs; what bounds what on a watch stream, in watch.rs; what holds of each of
+//! its answers, in watch_rules.rs.
 
 #[path = "golden/answer.rs"]
 mod answer;
 mod common;
 #[path = "golden/request.rs"]
 mod request;
+#[path = "golden/watch.rs"]
+mod watch;
+#[path = "golden/watch_rules.rs"]
+mod watch_rules;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -45,10 +61,6 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
-
-/// How many puts of `fill` share a txn, and how many bytes of values.
-const FILL_OPS_MAX: usize = 100;
-const FILL_BYTES_MAX: usize = 1_000_000;
 
 /// One test a script, so that a failure names it, and a test that no file is forgotten.
 macro_rules! scripts {
@@ -73,6 +85,9 @@ scripts! {
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
+    watch_cancel watch_compacted watch_events watch_filters watch_fragment watch_history watch_ids watch_notify
+    watch_prev_kv watch_progress watch_ranges watch_refused watch_restart watch_silence watch_start watch_streams
+    watch_twice watch_txn
 }
 
 fn script_dir() -> PathBuf {
@@ -92,6 +107,7 @@ struct Player {
     binary: PathBuf,
     server: Server,
     channel: Channel,
+    streams: BTreeMap<String, watch::Stream>,
     dir: TempDir,
 }
 
@@ -112,14 +128,23 @@ impl Player {
             binary,
             server,
             channel,
+            streams: BTreeMap::new(),
             dir,
         }
     }
 
-    fn restart(&mut self, flags: &[&str]) {
+    fn restart(&mut self, flags: &[&str]) -> Result<(), request::Error> {
+        self.close_streams()?;
         self.server.kill();
         self.server = Server::start(&self.binary, &self.dir.path().join("data"), flags);
         self.channel = self.runtime.block_on(async { self.server.channel() });
+        Ok(())
+    }
+
+    fn close_streams(&mut self) -> Result<(), request::Error> {
+        std::mem::take(&mut self.streams)
+            .into_values()
+            .try_for_each(watch::Stream::close)
     }
 
     fn kv(&self) -> KvClient<Channel> {
@@ -153,9 +178,7 @@ impl Player {
     }
 
     fn fill(&self, words: Words<'_>) -> Result<String, request::Error> {
-        let puts = request::fill(words)?;
-        let value_bytes = puts.first().map_or(1, |put| put.value.len().max(1));
-        let ops_max = (FILL_BYTES_MAX / value_bytes).clamp(1, FILL_OPS_MAX);
+        let (puts, ops_max) = request::fill(words)?;
         let ops: Vec<_> = puts
             .into_iter()
             .map(|put| RequestOp {
@@ -171,6 +194,49 @@ impl Player {
             revision = answer::header(self.ask(self.kv().txn(txn))?.header.as_ref());
         }
         Ok(revision)
+    }
+
+    fn watch(&mut self, words: Words<'_>) -> Result<String, request::Error> {
+        let (name, step) = watch::step(words)?;
+        if let watch::Step::Send { request, waits } = step {
+            return self.runtime.block_on(async {
+                let open = || watch::Stream::open(self.server.channel());
+                let stream = self.streams.entry(name.to_owned()).or_insert_with(open);
+                stream.send(request, waits).await
+            });
+        }
+        let stream = self.streams.remove(name);
+        let mut stream = stream.ok_or_else(|| format!("there is no stream {name:?}"))?;
+        match step {
+            watch::Step::HalfClose => {
+                stream.half_close();
+                self.streams.insert(name.to_owned(), stream);
+            }
+            _ => stream.close()?,
+        }
+        Ok(String::new())
+    }
+
+    fn see(&mut self, words: Words<'_>) -> Result<String, request::Error> {
+        let (name, awaited) = watch::awaited(words)?;
+        let revision = match awaited.is_for_progress() {
+            true => self.revision()?,
+            false => 0,
+        };
+        let stream = self.streams.get_mut(name);
+        let stream = stream.ok_or_else(|| format!("there is no stream {name:?}"))?;
+        self.runtime.block_on(stream.see(&awaited, revision))
+    }
+
+    /// The store's revision, as a read tells it.
+    fn revision(&self) -> Result<i64, request::Error> {
+        let request = RangeRequest {
+            key: "k".into(),
+            count_only: true,
+            ..Default::default()
+        };
+        let header = self.ask(self.kv().range(request))?.header;
+        Ok(header.expect("an answer has a header").revision)
     }
 
     fn status(&self) -> Result<String, request::Error> {
@@ -243,6 +309,10 @@ async fn merged_stream(
 impl goldenscript::Runner for Player {
     type Command = goldenscript::Command;
 
+    fn end_script(&mut self) -> Result<(), request::Error> {
+        self.close_streams()
+    }
+
     fn run(
         &mut self,
         command: &Self::Command,
@@ -261,10 +331,12 @@ impl goldenscript::Runner for Player {
                     .as_ref(),
             ),
             "fill" => self.fill(words)?,
+            "watch" => self.watch(words)?,
+            "see" => self.see(words)?,
             "status" => self.status()?,
             "members" => self.members()?,
             "restart" => {
-                self.restart(&words.rest());
+                self.restart(&words.rest())?;
                 String::new()
             }
             name => return Err(format!("there is no command {name:?}").into()),

@@ -8,6 +8,9 @@
 //! ()        present and empty: a txn inside a txn
 //! absent    not there
 //! ```
+//! Answers on a watch stream are shown by watcher, since between watchers there is no order. `rev>=5` stands where
+//! history was read: events up to 5, in any number of answers, each at some revision from its last event on.
+//!
 //! Ids and terms are never shown. A version, a lease and `more` are shown where they are not zero or false.
 
 use std::fmt::Write as _;
@@ -15,16 +18,21 @@ use std::fmt::Write as _;
 use metastore::proto::etcdserverpb::response_op::Response;
 use metastore::proto::etcdserverpb::{
     DeleteRangeResponse, PutResponse, RangeResponse, ResponseHeader, ResponseOp, TxnResponse,
+    WatchResponse,
 };
-use metastore::proto::mvccpb::KeyValue;
+use metastore::proto::mvccpb::event::EventType;
+use metastore::proto::mvccpb::{Event, KeyValue};
 use tonic::{Code, Status};
 
 use super::request::FILLING;
+use super::watch_rules::{Answer, Kind};
 
 /// Bytes longer than this are shown by their length.
 const SHOWN_BYTES_MAX: usize = 64;
 /// Of more keys than this the first and the last are shown. They come from `fill`, and are all alike.
 const SHOWN_KEYS_MAX: usize = 12;
+/// Of more events than this the first and the last are shown.
+const SHOWN_EVENTS_MAX: usize = 16;
 /// More equal responses in a row than this are shown by their number.
 const SHOWN_EQUALS_MAX: usize = 3;
 
@@ -121,6 +129,88 @@ fn operation(answer: &ResponseOp) -> String {
         Some(Response::ResponseTxn(answer)) => format!("txn {}", txn(answer)),
         None => "nothing".into(),
     }
+}
+
+/// What came on a watch stream, each watcher by itself.
+pub(crate) fn watch(answers: &[Answer]) -> String {
+    let mut answers: Vec<&Answer> = answers.iter().collect();
+    // Stable, so that a watcher's answers stay in order. Refused creates and progress have one id, and no order.
+    answers.sort_by_key(|answer| (answer.response.watch_id, answer.kind != Kind::Created));
+    let is_history = |answer: &&Answer| answer.kind == Kind::History;
+    let one_history = |a: &&Answer, b: &&Answer| {
+        is_history(a) && is_history(b) && a.response.watch_id == b.response.watch_id
+    };
+    let shown = answers.chunk_by(one_history).map(|equals| match equals {
+        [answer] if !is_history(answer) => watch_answer(answer),
+        history => {
+            let all = history.iter().flat_map(|answer| &answer.response.events);
+            let all: Vec<&Event> = all.collect();
+            let id = history[0].response.watch_id;
+            let last = all.last().and_then(|event| event.kv.as_ref());
+            let last = last.map_or(0, |kv| kv.mod_revision);
+            format!("id={id} rev>={last}{}", events(&all))
+        }
+    });
+    shown.collect::<Vec<_>>().join("\n")
+}
+
+fn watch_answer(answer: &Answer) -> String {
+    let WatchResponse {
+        header: head,
+        watch_id,
+        created,
+        canceled,
+        compact_revision,
+        cancel_reason,
+        fragment: _,
+        events: all,
+    } = &answer.response;
+    let mut text = format!("id={watch_id} {}", header(head.as_ref()));
+    for (word, set) in [("created", *created), ("canceled", *canceled)] {
+        if set {
+            let _ = write!(text, " {word}");
+        }
+    }
+    if *compact_revision != 0 {
+        let _ = write!(text, " compact={compact_revision}");
+    }
+    if !cancel_reason.is_empty() {
+        let _ = write!(text, " reason={cancel_reason:?}");
+    }
+    if answer.parts > 1 {
+        let _ = write!(text, " parts={}", answer.parts);
+    }
+    text + &events(&all.iter().collect::<Vec<_>>())
+}
+
+/// Each event on a line, and of many the first and the last.
+fn events(events: &[&Event]) -> String {
+    if let [first, .., last] = events
+        && events.len() > SHOWN_EVENTS_MAX
+    {
+        let at = |event: &&Event| event.kv.as_ref().map(|kv| kv.mod_revision);
+        let revisions = events.chunk_by(|a, b| at(a) == at(b)).count();
+        let count = events.len();
+        return format!(
+            "{}\n  ... {count} in all, of {revisions} revisions ...{}",
+            event(first),
+            event(last)
+        );
+    }
+    events.iter().map(|one| event(one)).collect()
+}
+
+fn event(event: &Event) -> String {
+    let kind = match event.r#type() {
+        EventType::Put => "put",
+        EventType::Delete => "del",
+    };
+    let show = |kv: &Option<KeyValue>| kv.as_ref().map_or("absent".into(), key_value);
+    let mut text = format!("\n  {kind} {}", show(&event.kv));
+    if event.prev_kv.is_some() {
+        let _ = write!(text, "\n    was {}", show(&event.prev_kv));
+    }
+    text
 }
 
 fn key_value(kv: &KeyValue) -> String {

@@ -55,29 +55,29 @@ impl<'a> Words<'a> {
         self.positional
     }
 
-    fn first(&mut self, what: &str) -> Result<&'a str> {
+    pub(crate) fn first(&mut self, what: &str) -> Result<&'a str> {
         if self.positional.is_empty() {
             return Err(format!("{what} is missing").into());
         }
         Ok(self.positional.remove(0))
     }
 
-    fn flag(&mut self, name: &str) -> bool {
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
         let found = self.positional.iter().position(|word| *word == name);
         found.map(|at| self.positional.remove(at)).is_some()
     }
 
-    fn named(&mut self, name: &str) -> Option<&'a str> {
+    pub(crate) fn named(&mut self, name: &str) -> Option<&'a str> {
         let found = self.named.iter().position(|(word, _)| *word == name)?;
         Some(self.named.remove(found).1)
     }
 
-    fn number(&mut self, name: &str) -> Result<i64> {
+    pub(crate) fn number(&mut self, name: &str) -> Result<i64> {
         Ok(self.named(name).map(str::parse).transpose()?.unwrap_or(0))
     }
 
     /// A key: the next word, or `key_size=`.
-    fn key(&mut self) -> Result<Bytes> {
+    pub(crate) fn key(&mut self) -> Result<Bytes> {
         match self.named("key_size") {
             Some(size) => filling(size),
             None => bytes(self.first("the key")?),
@@ -93,7 +93,7 @@ impl<'a> Words<'a> {
     }
 
     /// The end of an interval that begins at `key`: `end=`, `prefix` or `from_key`; nothing means that key alone.
-    fn range_end(&mut self, key: &[u8]) -> Result<Bytes> {
+    pub(crate) fn range_end(&mut self, key: &[u8]) -> Result<Bytes> {
         if self.flag("prefix") {
             return Ok(end_of_prefix(key));
         }
@@ -103,7 +103,7 @@ impl<'a> Words<'a> {
         bytes(self.named("end").unwrap_or(""))
     }
 
-    fn done<T>(self, request: T) -> Result<T> {
+    pub(crate) fn done<T>(self, request: T) -> Result<T> {
         match (self.positional.first(), self.named.first()) {
             (None, None) => Ok(request),
             (Some(word), _) => Err(format!("unexpected {word:?}").into()),
@@ -218,10 +218,16 @@ pub(crate) fn compact(mut words: Words<'_>) -> Result<CompactionRequest> {
     words.done(request)
 }
 
-/// `fill PREFIX COUNT [value_size=N]`: the puts of that many keys, numbered from 0 with four digits.
-pub(crate) fn fill(mut words: Words<'_>) -> Result<Vec<PutRequest>> {
+/// How many puts of `fill` share a txn, and how many bytes of values.
+const FILL_OPS_MAX: usize = 100;
+const FILL_BYTES_MAX: usize = 1_000_000;
+
+/// `fill PREFIX COUNT [value_size=N] [txn_ops=N]`: the puts of that many keys, numbered from 0 with four digits, and how
+/// many of them share a txn.
+pub(crate) fn fill(mut words: Words<'_>) -> Result<(Vec<PutRequest>, usize)> {
     let prefix = words.first("the prefix")?;
     let count: usize = words.first("the count")?.parse()?;
+    let txn_ops = words.named("txn_ops").map(str::parse).transpose()?;
     let value = words
         .named("value_size")
         .map_or_else(|| bytes("v"), filling)?;
@@ -232,7 +238,12 @@ pub(crate) fn fill(mut words: Words<'_>) -> Result<Vec<PutRequest>> {
             ..Default::default()
         })
     };
-    words.done((0..count).map(put).collect::<Result<_>>()?)
+    let puts = (0..count).map(put).collect::<Result<_>>()?;
+    let ops_max = txn_ops.unwrap_or(FILL_OPS_MAX);
+    words.done((
+        puts,
+        (FILL_BYTES_MAX / value.len().max(1)).clamp(1, ops_max),
+    ))
 }
 
 /// The text after `txn`:
