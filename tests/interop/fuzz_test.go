@@ -20,6 +20,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -67,6 +68,10 @@ var outcomesExpected = []string{
 	"Range: etcdserver: mvcc: required revision has been compacted", "Range: etcdserver: mvcc: required revision is a future revision",
 	"Txn: etcdserver: mvcc: required revision has been compacted", "Txn: etcdserver: mvcc: required revision is a future revision",
 	"Compaction: etcdserver: mvcc: required revision has been compacted", "Compaction: etcdserver: mvcc: required revision is a future revision",
+	"watch: created", "watch: created in the past", "watch: created in the future", "watch: created at the floor", "watch: created below the floor",
+	"watch: refused: " + textCompacted, "watch: refused: " + textEmpty, "watch: refused: " + textDuplicate,
+	"watch: cancelled", "watch: cancelled while behind", "watch: cancelled after compacted", "watch: cancel of nobody",
+	"watch: event with prev_kv", "watch: progress", "watch: progress not due", "watch: half-closed", "watch: resumed",
 }
 
 // listed prints how often each outcome was met, one a line.
@@ -94,32 +99,47 @@ func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
 // play sends one round of requests.
 func play(t *testing.T, seed uint64, first, end int, g *generator, outcomes map[string]int) {
 	a, b := startPair(t)
+	w := newWatches(t, seed, first, a, b, g, outcomes)
 	var restarts []int
 	for range restartsInRound {
 		restarts = append(restarts, first+g.random.IntN(end-first))
 	}
 	for step := first; step < end; step++ {
 		if slices.Contains(restarts, step) {
+			w.sync()
+			w.closeAll()
 			inBoth(t, a, b, (*server).restart)
-			readHistory(t, seed, step, a, b, g)
+			w.restarted()
+			readHistory(t, seed, step, a, b, w)
 		}
+		w.act(step)
 		request := g.request()
+		if _, ok := request.(*pb.CompactionRequest); ok {
+			w.syncForCompaction()
+		}
 		answered := askBoth(t, seed, step, a, b, request)
 		g.learn(request, answered)
 		outcomes[outcome(request, answered)]++
 	}
-	readHistory(t, seed, end, a, b, g)
+	w.sync()
+	readHistory(t, seed, end, a, b, w)
+	w.closeAll()
 	t.Logf("revision %d, compacted at %d", g.revision, g.compacted)
 	inBoth(t, a, b, (*server).stop)
 }
 
-// readHistory compares all keys at revisions from the oldest to the newest; at a sample of them if they are many.
-func readHistory(t *testing.T, seed uint64, step int, a, b *server, g *generator) {
+// readHistory compares all keys at revisions from the oldest to the newest, at a sample of them if they are many, and
+// with what the watches say that they are.
+func readHistory(t *testing.T, seed uint64, step int, a, b *server, w *watches) {
 	t.Helper()
-	oldest := max(g.compacted, 1)
-	stride := max(1, (g.revision-oldest)/historyReads)
-	for revision := g.revision; revision >= oldest; revision -= stride {
-		askBoth(t, seed, step, a, b, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: revision})
+	newest, oldest := w.store.revision, max(w.store.compacted, 1)
+	stride := max(1, (newest-oldest)/historyReads)
+	for revision := newest; revision >= oldest; revision -= stride {
+		answered := askBoth(t, seed, step, a, b, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: revision})
+		read, heard := answered.message.(*pb.RangeResponse).Kvs, w.journal.storeAt(revision)
+		if !slices.EqualFunc(read, heard, func(a, b *mvccpb.KeyValue) bool { return proto.Equal(a, b) }) {
+			t.Fatalf("SEED=%d, step %d: the keys at revision %d are not what was watched\nread: %v\nheard: %v", seed, step, revision, read, heard)
+		}
 	}
 }
 

@@ -367,9 +367,9 @@ func changesKeyTwice(t *pb.TxnRequest) bool {
 		for i, op := range branch {
 			switch op := op.Request.(type) {
 			case *pb.RequestOp_RequestPut:
-				puts = append(puts, placed{list, op.RequestPut.Key, nil})
+				puts = append(puts, placed{list, interval{op.RequestPut.Key, nil}})
 			case *pb.RequestOp_RequestDeleteRange:
-				deletes = append(deletes, placed{list, op.RequestDeleteRange.Key, op.RequestDeleteRange.RangeEnd})
+				deletes = append(deletes, placed{list, interval{op.RequestDeleteRange.Key, op.RequestDeleteRange.RangeEnd}})
 			case *pb.RequestOp_RequestTxn:
 				inner := list + string(rune('0'+i))
 				collect(op.RequestTxn.Success, inner+"s")
@@ -400,17 +400,6 @@ func keepsSomething(branch []*pb.RequestOp) bool {
 
 // placed is a change of a txn and the operation list that it stands in.
 type placed struct {
-	list     string
-	key, end []byte
-}
-
-func (d placed) covers(key []byte) bool {
-	switch {
-	case len(d.end) == 0:
-		return bytes.Equal(d.key, key)
-	case bytes.Equal(d.end, []byte{0}):
-		return bytes.Compare(d.key, key) <= 0
-	default:
-		return bytes.Compare(d.key, key) <= 0 && bytes.Compare(key, d.end) < 0
-	}
+	list string
+	interval
 }
