@@ -54,7 +54,7 @@ impl Random {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
-    fn noise(&mut self) -> Bytes {
+    pub(crate) fn noise(&mut self) -> Bytes {
         (0..NOISE_BYTES / 8)
             .flat_map(|_| self.next().to_le_bytes())
             .collect()
@@ -211,7 +211,7 @@ fn share(count: usize, thread: usize, threads: usize) -> usize {
     (count + threads - 1 - thread) / threads
 }
 
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are allowed")
 }
 

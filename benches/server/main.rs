@@ -13,6 +13,7 @@
     reason = "a bench reads the wall clock and sleeps between its questions"
 )]
 
+mod audience;
 mod background;
 mod client;
 mod load;
@@ -21,6 +22,9 @@ mod million;
 mod process;
 mod report;
 mod requests;
+mod watch;
+mod watch_stream;
+mod writer;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -40,7 +44,7 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) const NAMES: [&str; 2] = ["etcd", "metastore"];
 
 /// Every work item and what it does, in the order of the run.
-const ITEMS: [(&str, &str); 13] = [
+const ITEMS: [(&str, &str); 18] = [
     ("put-1", "1 client puts 256 B under random keys of 100,000"),
     ("put-100", "100 clients do"),
     ("put-1000", "1000 clients do"),
@@ -68,6 +72,26 @@ const ITEMS: [(&str, &str); 13] = [
     (
         "pages",
         "1000 pages of 500 keys against one list of 500,000",
+    ),
+    (
+        "watch-fanout",
+        "1 client puts, 1000 watchers of one prefix hear it: events a second",
+    ),
+    (
+        "watch-latency",
+        "100 puts a second to 100 watchers: from sending a put to hearing of it",
+    ),
+    (
+        "watch-catchup",
+        "100 watchers read 100,000 revisions each, from revision 1",
+    ),
+    (
+        "watch-idle",
+        "10,000 watchers of keys that nobody writes: memory, and what puts cost",
+    ),
+    (
+        "watch-stuck",
+        "100 clients put 64 MiB; of 100 watchers one never reads its socket",
     ),
 ];
 
@@ -134,6 +158,11 @@ pub(crate) struct Scale {
     pub(crate) tail_puts: u64,
     pub(crate) pages: u64,
     pub(crate) page_keys: u64,
+    /// History that late watchers read.
+    pub(crate) caught_up_revisions: u64,
+    pub(crate) idle_watchers: usize,
+    /// Puts that a stuck watcher does not hear of.
+    pub(crate) stuck_puts: u64,
 }
 
 const WHOLE: Scale = Scale {
@@ -146,6 +175,9 @@ const WHOLE: Scale = Scale {
     tail_puts: 100_000,
     pages: 1000,
     page_keys: 500,
+    caught_up_revisions: 100_000,
+    idle_watchers: 10_000,
+    stuck_puts: 65_536,
 };
 
 const QUICK: Scale = Scale {
@@ -158,6 +190,9 @@ const QUICK: Scale = Scale {
     tail_puts: 10_000,
     pages: 50,
     page_keys: 500,
+    caught_up_revisions: 5_000,
+    idle_watchers: 1_000,
+    stuck_puts: 4_096,
 };
 
 impl Plan {
@@ -167,8 +202,12 @@ impl Plan {
 
     /// Both servers, on new data directories.
     pub(crate) fn start(&self) -> Result<[Server; 2], Failure> {
-        let start = |index: usize| Server::start(NAMES[index], &self.binaries[index], &self.dir);
-        Ok([start(0)?, start(1)?])
+        Ok([self.start_one(0)?, self.start_one(1)?])
+    }
+
+    /// One server, on a new data directory.
+    pub(crate) fn start_one(&self, index: usize) -> Result<Server, Failure> {
+        Server::start(NAMES[index], &self.binaries[index], &self.dir)
     }
 }
 
@@ -227,7 +266,7 @@ fn bench() -> Result<usize, Failure> {
         }
     );
     let mut report = Report::default();
-    for part in [requests::run, background::run, million::run] {
+    for part in [requests::run, background::run, million::run, watch::run] {
         if let Err(error) = part(&plan, &mut report) {
             report.failed(error);
         }

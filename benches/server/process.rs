@@ -281,6 +281,39 @@ impl Usage {
     }
 }
 
+/// What a stretch of time cost both sides.
+pub(crate) struct Span {
+    begin: Instant,
+    server: Usage,
+    client: Usage,
+}
+
+pub(crate) struct Spent {
+    pub(crate) secs: f64,
+    pub(crate) server_cpu: Duration,
+    pub(crate) client_cores: f64,
+}
+
+impl Span {
+    pub(crate) fn begin(server: &Server) -> Result<Self, Failure> {
+        Ok(Self {
+            server: server.usage()?,
+            client: Usage::of_self()?,
+            begin: Instant::now(),
+        })
+    }
+
+    pub(crate) fn end(self, server: &Server) -> Result<Spent, Failure> {
+        let secs = self.begin.elapsed().as_secs_f64();
+        let client = Usage::of_self()?.since(self.client).cpu;
+        Ok(Spent {
+            secs,
+            server_cpu: server.usage()?.since(self.server).cpu,
+            client_cores: client.as_secs_f64() / secs,
+        })
+    }
+}
+
 /// The number behind a name at the start of a line.
 pub(crate) fn field(text: &str, name: &str) -> Result<u64, Failure> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
