@@ -17,7 +17,8 @@ use super::Engine;
 use crate::mvcc::Error;
 use crate::watch::answer::{Answer, End, Origin};
 use crate::watch::catch_up::{Plan, Slice};
-use crate::watch::hub::{Hub, Limits, Step, StreamKey};
+use crate::watch::hub::{Hub, Limits, StreamKey};
+use crate::watch::live::Step;
 use crate::watch::watcher::Create;
 
 /// See the module.

@@ -47,38 +47,29 @@ impl Interest {
         self.len == 0
     }
 
-    /// Adds a watcher.
-    pub fn insert(&mut self, range: &KeyRange, watcher: u32) {
+    /// Adds a watcher; answers its place among those of the same range.
+    pub fn insert(&mut self, range: &KeyRange, watcher: u32) -> u32 {
         self.len += 1;
         if range.is_single() {
             let members = self.single.entry(range.start.clone()).or_default();
-            members.push(watcher);
-            return;
+            return push_member(members, watcher);
         }
         self.drawn = self.drawn.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        insert(&mut self.ranges, range, watcher, mix(self.drawn));
+        insert(&mut self.ranges, range, watcher, mix(self.drawn))
     }
 
-    /// Removes a watcher that was added. Those that came last are found first.
-    pub fn remove(&mut self, range: &KeyRange, watcher: u32) {
+    /// Removes the watcher of `range` that has that place; answers the one that has it now.
+    pub fn remove(&mut self, range: &KeyRange, place: u32) -> Option<u32> {
         self.len -= 1;
         if range.is_single() {
             let members = self.single.get_mut(&range.start).expect("it was added");
-            remove_member(members, watcher);
+            let moved = remove_member(members, place);
             if members.is_empty() {
                 self.single.remove(&range.start);
             }
-            return;
+            return moved;
         }
-        remove(&mut self.ranges, range, watcher);
-    }
-
-    /// Removes all.
-    pub fn clear(&mut self) {
-        *self = Interest {
-            drawn: self.drawn,
-            ..Interest::default()
-        };
+        remove(&mut self.ranges, range, place)
     }
 
     /// Visits the watchers of `key`, each once.
@@ -90,9 +81,14 @@ impl Interest {
     }
 }
 
-fn remove_member(members: &mut Members, watcher: u32) {
-    let place = members.iter().rposition(|member| *member == watcher);
-    members.swap_remove(place.expect("it was added"));
+fn push_member(members: &mut Members, watcher: u32) -> u32 {
+    members.push(watcher);
+    members.len() as u32 - 1
+}
+
+fn remove_member(members: &mut Members, place: u32) -> Option<u32> {
+    members.swap_remove(place as usize);
+    members.get(place as usize).copied()
 }
 
 fn find(tree: &Tree, key: &[u8], visit: &mut impl FnMut(u32)) {
@@ -119,7 +115,7 @@ fn reaches(end: &End, key: &[u8]) -> bool {
 }
 
 /// Adds `watcher` at its range's node, or at a new one; keeps order and heap.
-fn insert(tree: &mut Tree, range: &KeyRange, watcher: u32, priority: u64) {
+fn insert(tree: &mut Tree, range: &KeyRange, watcher: u32, priority: u64) -> u32 {
     let Some(node) = tree else {
         *tree = Some(Box::new(Node {
             range: range.clone(),
@@ -129,12 +125,13 @@ fn insert(tree: &mut Tree, range: &KeyRange, watcher: u32, priority: u64) {
             left: None,
             right: None,
         }));
-        return;
+        return 0;
     };
+    let place;
     match by_place(range, &node.range) {
-        Ordering::Equal => node.members.push(watcher),
+        Ordering::Equal => return push_member(&mut node.members, watcher),
         Ordering::Less => {
-            insert(&mut node.left, range, watcher, priority);
+            place = insert(&mut node.left, range, watcher, priority);
             if node
                 .left
                 .as_ref()
@@ -144,7 +141,7 @@ fn insert(tree: &mut Tree, range: &KeyRange, watcher: u32, priority: u64) {
             }
         }
         Ordering::Greater => {
-            insert(&mut node.right, range, watcher, priority);
+            place = insert(&mut node.right, range, watcher, priority);
             if node
                 .right
                 .as_ref()
@@ -155,22 +152,25 @@ fn insert(tree: &mut Tree, range: &KeyRange, watcher: u32, priority: u64) {
         }
     }
     measure(tree);
+    place
 }
 
-fn remove(tree: &mut Tree, range: &KeyRange, watcher: u32) {
+fn remove(tree: &mut Tree, range: &KeyRange, place: u32) -> Option<u32> {
     let node = tree.as_mut().expect("it was added");
-    match by_place(range, &node.range) {
-        Ordering::Less => remove(&mut node.left, range, watcher),
-        Ordering::Greater => remove(&mut node.right, range, watcher),
+    let moved = match by_place(range, &node.range) {
+        Ordering::Less => remove(&mut node.left, range, place),
+        Ordering::Greater => remove(&mut node.right, range, place),
         Ordering::Equal => {
-            remove_member(&mut node.members, watcher);
+            let moved = remove_member(&mut node.members, place);
             if node.members.is_empty() {
                 let (left, right) = (node.left.take(), node.right.take());
                 *tree = merge(left, right);
             }
+            moved
         }
-    }
+    };
     measure(tree);
+    moved
 }
 
 /// One tree of two, of which the first lies before the second.
@@ -266,16 +266,20 @@ mod tests {
             steps in prop::collection::vec((any::<bool>(), 1..12u8, 0..14u8, 0..40usize), 0..120),
         ) {
             let mut interest = Interest::default();
-            let mut plain: Vec<(KeyRange, u32)> = Vec::new();
+            let mut plain: Vec<(KeyRange, u32, u32)> = Vec::new();
             let mut next = 0;
             for (add, start, end, which) in steps {
                 if add || plain.is_empty() {
-                    interest.insert(&range(start, end), next);
-                    plain.push((range(start, end), next));
+                    let place = interest.insert(&range(start, end), next);
+                    plain.push((range(start, end), next, place));
                     next += 1;
                 } else {
-                    let (range, watcher) = plain.remove(which % plain.len());
-                    interest.remove(&range, watcher);
+                    let (range, _, place) = plain.remove(which % plain.len());
+                    let moved = interest.remove(&range, place);
+                    let moved = plain.iter_mut().find(|(_, watcher, _)| Some(*watcher) == moved);
+                    if let Some((_, _, moved)) = moved {
+                        *moved = place;
+                    }
                 }
                 prop_assert_eq!(interest.is_empty(), plain.is_empty());
                 for key in 0..14u8 {
@@ -284,7 +288,7 @@ mod tests {
                     found.sort_unstable();
                     let watch = |range: &KeyRange| range.contains(&[key]);
                     let expected: Vec<u32> =
-                        plain.iter().filter(|(r, _)| watch(r)).map(|(_, w)| *w).collect();
+                        plain.iter().filter(|(r, ..)| watch(r)).map(|(_, w, _)| *w).collect();
                     prop_assert_eq!(found, expected);
                 }
             }

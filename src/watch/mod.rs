@@ -12,8 +12,11 @@
 //! thread, is left to `engine`.
 
 pub mod answer;
+mod behind;
 pub mod catch_up;
 pub mod event;
 pub mod hub;
 pub mod interest;
+pub mod live;
+mod stream;
 pub mod watcher;

@@ -65,6 +65,8 @@ pub struct Watcher {
     pub next: u64,
     /// Where it hears.
     pub state: State,
+    /// Where it stands in the index, while it is synced.
+    pub place: u32,
     /// Whether it has got events since the last look at its progress.
     pub heard: bool,
 }

@@ -13,7 +13,8 @@ use metastore::mvcc::model::Change;
 use metastore::storage::view::View;
 use metastore::watch::answer::{Answer as Told, Origin};
 use metastore::watch::catch_up::{Plan, Slice};
-use metastore::watch::hub::{Hub, Limits, Prevs, Step, StreamKey};
+use metastore::watch::hub::{Hub, Limits, StreamKey};
+use metastore::watch::live::{Prevs, Step};
 use metastore::watch::watcher::{Create, Wants};
 use prost::Message;
 
@@ -92,17 +93,19 @@ fn any_act() -> impl Strategy<Value = Act> {
 fn any_limits() -> impl Strategy<Value = Limits> {
     let bytes = (200..3000usize, 300..6000usize, 100..5000usize);
     let rows = (1..30usize, 1..40usize, 1..20usize);
-    (bytes, rows, 0..4usize).prop_map(
+    (bytes, rows, 0..4usize, 1..10usize).prop_map(
         |(
             (fragment_bytes, outbox_bytes, step_bytes),
             (step_rows, slice_rows, quick_slice_rows),
             step_look_ups,
+            step_matches,
         )| Limits {
             fragment_bytes,
             outbox_bytes,
             step_rows,
             step_bytes,
             step_look_ups,
+            step_matches,
             slice_rows,
             quick_slice_rows,
         },
