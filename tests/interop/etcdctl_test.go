@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -128,6 +130,140 @@ func (s *server) etcdctl(t *testing.T, c command) string {
 	process.Stdout, process.Stderr = &out, &err
 	_ = process.Run()
 	return fmt.Sprintf("exit code %d\n%s%s", process.ProcessState.ExitCode(), s.mask(out.String()), s.mask(err.String()))
+}
+
+// watchCalls are calls of `etcdctl watch`; each hears the value "caught-up" last of what was there, and "end" last of all.
+var watchCalls = []command{
+	{args: "watch foo --rev=1"},
+	{args: "watch foo --rev=1 --prev-kv"},
+	{args: "watch f --prefix --rev=1 --prev-kv"},
+	{args: "watch f --prefix --rev=4"},
+	{args: "watch  --prefix --rev=1"},
+	{args: "watch foo z --rev=3 --prev-kv"},
+	{args: "watch -i", stdin: "watch foo --rev=1\n"},
+}
+
+// answeredWatches are calls of `etcdctl watch` that end, and what they hear first.
+var answeredWatches = []command{
+	{args: "watch foo --rev=-1"},
+	{args: "watch foo --rev=3"},
+	{args: "watch foo bar"},
+	{args: "watch foo foo --prev-kv"},
+	{args: "watch"},
+}
+
+// revisionAfterAll is the one that follows the writes which watchCalls hear.
+const revisionAfterAll = 15
+
+func TestEtcdctlWatchesAlike(t *testing.T) {
+	a, b := startPair(t)
+	var heard [2][]string
+	for i, s := range []*server{a, b} {
+		run := func(args string) { s.etcdctl(t, command{args: args}) }
+		run("put foo one")
+		run("put foo two")
+		run("put other thing")
+		run("del foo")
+		run("put foo three")
+		run("put food --prev-kv=true meal")
+		run("del f --prefix")
+		run("put foo caught-up")
+		var calls []*watchCall
+		for _, c := range watchCalls {
+			calls = append(calls, s.startWatch(t, c))
+		}
+		for _, call := range calls {
+			call.await(t, "caught-up")
+		}
+		// From here on they hear what happens, as it happens.
+		run("put foo 4")
+		run("del foo")
+		run("put foo 5")
+		s.etcdctl(t, command{args: "txn", stdin: "\nput foo 6\nput fool 7\ndel other\n\n\n"})
+		run("put foo end")
+		for _, call := range calls {
+			heard[i] = append(heard[i], call.args+"\n"+call.await(t, "end"))
+		}
+		// One change at a time has but one answer, so that its JSON can be compared.
+		call := s.startWatch(t, command{args: fmt.Sprintf("watch foo --rev=%d --prev-kv -w json", revisionAfterAll)})
+		run("put foo next")
+		heard[i] = append(heard[i], call.args+"\n"+s.mask(call.await(t, "bmV4dA==")))
+		call = s.startWatch(t, command{args: "watch -i", stdin: "watch foo\nprogress\n"})
+		heard[i] = append(heard[i], call.args+"\n"+call.await(t, "progress notify"))
+		run("compaction 5")
+		for _, c := range answeredWatches {
+			heard[i] = append(heard[i], c.args+"\n"+s.etcdctl(t, c))
+		}
+	}
+	for n := range heard[0] {
+		if heard[0][n] != heard[1][n] {
+			t.Errorf("etcdctl %s\n\nA heard: %s\nB heard: %s", strings.SplitN(heard[0][n], "\n", 2)[0], heard[0][n], heard[1][n])
+		}
+	}
+	t.Logf("compared %d watches; the last:\n%s", len(heard[0]), strings.Join(heard[0][len(watchCalls):], "\n"))
+}
+
+// watchCall is a running `etcdctl watch`.
+type watchCall struct {
+	command
+	process *exec.Cmd
+
+	mu  sync.Mutex
+	out bytes.Buffer
+	// changed holds a token when it has printed more.
+	changed chan struct{}
+}
+
+func (c *watchCall) Write(text []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+	return c.out.Write(text)
+}
+
+func (s *server) startWatch(t *testing.T, c command) *watchCall {
+	t.Helper()
+	call := &watchCall{command: c, changed: make(chan struct{}, 1)}
+	call.process = exec.Command(etcdctl, append([]string{"--endpoints", s.clientURL}, strings.Split(c.args, " ")...)...)
+	call.process.Stdout, call.process.Stderr = call, call
+	// It must not see the end of what it reads: it would stop.
+	stdin, err := call.process.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := call.process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = call.process.Process.Kill()
+		_ = call.process.Wait()
+	})
+	if _, err := io.WriteString(stdin, c.stdin); err != nil {
+		t.Fatal(err)
+	}
+	return call
+}
+
+// await waits until it has printed a line with a text in it, and returns all that it printed.
+func (c *watchCall) await(t *testing.T, text string) string {
+	t.Helper()
+	giveUp := time.After(commandsSecs * time.Second)
+	for {
+		c.mu.Lock()
+		said := c.out.String()
+		c.mu.Unlock()
+		if strings.Contains(said, text) && strings.HasSuffix(said, "\n") {
+			return said
+		}
+		select {
+		case <-c.changed:
+		case <-giveUp:
+			t.Fatalf("etcdctl %s: waited in vain for %q; it said: %s", c.args, text, said)
+		}
+	}
 }
 
 // masks hide ids, terms, sizes and times; each keeps the words around what it hides.

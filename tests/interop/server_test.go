@@ -53,23 +53,38 @@ type server struct {
 // startPair starts A and B side by side on empty directories.
 func startPair(t *testing.T) (a, b *server) {
 	t.Helper()
-	a = &server{
-		name:    "A",
-		program: cmp.Or(os.Getenv("A"), "../../target/interop/etcd"),
-		flags:   strings.Fields(os.Getenv("A_FLAGS")),
-	}
-	b = &server{
-		name:    "B",
-		program: cmp.Or(os.Getenv("B"), os.Getenv("METASTORE_BIN"), "../../target/release/metastore"),
-		flags:   strings.Fields(os.Getenv("B_FLAGS")),
-	}
-	for _, s := range []*server{a, b} {
-		s.dir = t.TempDir()
-		t.Cleanup(s.kill)
-		t.Logf("%s: %s %s", s.name, s.program, strings.Join(s.flags, " "))
-	}
+	a = newServer(t, "A", cmp.Or(os.Getenv("A"), "../../target/interop/etcd"))
+	b = newServer(t, "B", programB())
 	inBoth(t, a, b, (*server).start)
 	return a, b
+}
+
+// startB starts the server that is compared, with flags of the test's own.
+func startB(t *testing.T, flags ...string) *server {
+	t.Helper()
+	b := newServer(t, "B", programB(), flags...)
+	if err := b.start(); err != nil {
+		t.Fatalf("B (%s): %v\n%s", b.program, err, b.lastLog())
+	}
+	return b
+}
+
+func programB() string {
+	return cmp.Or(os.Getenv("B"), os.Getenv("METASTORE_BIN"), "../../target/release/metastore")
+}
+
+// isOurs tells whether a program is MetaStore, which has flags that etcd has not.
+func isOurs(program string) bool {
+	version, _ := exec.Command(program, "--version").Output()
+	return bytes.Contains(version, []byte("MetaStore"))
+}
+
+func newServer(t *testing.T, name, program string, flags ...string) *server {
+	t.Helper()
+	s := &server{name: name, program: program, flags: append(flags, strings.Fields(os.Getenv(name+"_FLAGS"))...), dir: t.TempDir()}
+	t.Cleanup(s.kill)
+	t.Logf("%s: %s %s", s.name, s.program, strings.Join(s.flags, " "))
+	return s
 }
 
 // inBoth does the same with A and B at once and fails the test if either fails.
@@ -132,18 +147,24 @@ func (s *server) startOnce() error {
 	}(s.process)
 
 	var err error
-	s.conn, err = grpc.NewClient(strings.TrimPrefix(s.clientURL, "http://"),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytes), grpc.MaxCallSendMsgSize(messageBytes)),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.2, MaxDelay: 200 * time.Millisecond},
-			MinConnectTimeout: time.Second,
-		}))
-	if err != nil {
+	if s.conn, err = s.dial(); err != nil {
 		return err
 	}
 	return s.waitReady()
 }
+
+// dial makes a connection that soon tries again when it is lost.
+func (s *server) dial() (*grpc.ClientConn, error) {
+	return grpc.NewClient(strings.TrimPrefix(s.clientURL, "http://"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytes), grpc.MaxCallSendMsgSize(messageBytes)),
+		reconnectSoon)
+}
+
+var reconnectSoon = grpc.WithConnectParams(grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.2, MaxDelay: 200 * time.Millisecond},
+	MinConnectTimeout: time.Second,
+})
 
 // waitReady waits for a leader and an answered read.
 func (s *server) waitReady() error {
