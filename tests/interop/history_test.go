@@ -77,7 +77,8 @@ type happening struct {
 	// requests are the keys that a revision changed, in order, by its request; of a write without an answer nothing is known.
 	requests map[int64][]interval
 	written  int
-	finished bool
+	// ending: only the last two writes follow, so nobody leaves any more, who would then ask for a future that never comes.
+	ending, finished bool
 	// aborted: the server does not answer any more, so there is nothing to go on with.
 	aborted bool
 	newest  int64 // of those answered
@@ -389,6 +390,7 @@ func (h *happening) finish() (puts, deletes int64) {
 		all.Success = append(all.Success, putOp([]byte(key), []byte("last")))
 		none.Success = append(none.Success, deleteOp([]byte(key), nil))
 	}
+	h.note(func() { h.ending = true })
 	puts, deletes = h.request(all), h.request(none)
 	h.note(func() {
 		h.finished = true
@@ -546,7 +548,7 @@ func (h *happening) watch(ctx context.Context, w *watcher) {
 			last = end[len(end)-1]
 		}
 		start = w.at
-		floor, newest, finished := h.compacting, h.newest, h.finished
+		floor, newest, ending := h.compacting, h.newest, h.ending
 		h.mu.Unlock()
 		switch {
 		case last.CompactRevision != 0:
@@ -562,7 +564,7 @@ func (h *happening) watch(ctx context.Context, w *watcher) {
 			w.left++
 			// Not everybody resumes: some ask for what is old, perhaps too old, and some for whatever comes.
 			switch n := w.random.IntN(10); {
-			case finished:
+			case ending:
 			case n == 0:
 				start = max(1, floor+w.random.Int64N(max(1, newest-floor+5))-5)
 			case n == 1:
@@ -615,7 +617,7 @@ func (h *happening) hear(ctx context.Context, w *watcher, call *watched) {
 			if w.slow && w.random.IntN(40) == 0 {
 				pause = h.written + 100
 			}
-			if h.finished {
+			if h.ending {
 				enough = 1 << 30
 			}
 		})
