@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use metastore::clock::Clock;
 use metastore::engine::Engine;
+use metastore::lease::Timing;
 use metastore::mvcc;
 use metastore::mvcc::request::DeleteRange;
 use metastore::storage;
@@ -64,7 +65,7 @@ fn open_with(settings: &Settings) -> Result<Arc<Engine>, storage::Error> {
         peer_urls: vec!["http://localhost:2380".to_owned()],
     };
     let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
-    Engine::open(settings, identity, clock).map(Arc::new)
+    Engine::open(settings, identity, Timing::default(), clock).map(Arc::new)
 }
 
 fn checked(disk: &SimDisk, story: &str) -> Report {

@@ -10,9 +10,10 @@ use std::process::{Command, Output};
 
 use common::Server;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
-use metastore::proto::etcdserverpb::lease_client::LeaseClient;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
-use metastore::proto::etcdserverpb::{LeaseGrantRequest, PutRequest, StatusRequest};
+use metastore::proto::etcdserverpb::{PutRequest, StatusRequest};
+use metastore::proto::v3lockpb::UnlockRequest;
+use metastore::proto::v3lockpb::lock_client::LockClient;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::Code;
@@ -237,10 +238,10 @@ fn what_is_common_to_all_services() {
         assert!(status.db_size > 0 && status.db_size < 13 * 4096 - 320);
         assert!(status.raft_term >= 2 && status.raft_index > 0);
 
-        let mut leases = LeaseClient::new(server.channel());
-        let grant = leases.lease_grant(LeaseGrantRequest::default());
+        let mut locks = LockClient::new(server.channel());
+        let unlock = locks.unlock(UnlockRequest::default());
         assert_eq!(
-            grant.await.expect_err("not built").code(),
+            unlock.await.expect_err("not built").code(),
             Code::Unimplemented
         );
 

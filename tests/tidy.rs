@@ -9,11 +9,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["config", "server"]),
     (
         "server",
-        &["config", "clock", "engine", "grpc", "proto", "storage"],
+        &[
+            "config", "clock", "engine", "grpc", "lease", "proto", "storage",
+        ],
     ),
     ("grpc", &["config", "engine", "mvcc", "proto", "storage"]),
-    ("engine", &["clock", "mvcc", "storage"]),
+    ("engine", &["clock", "lease", "mvcc", "storage"]),
     ("mvcc", &["storage"]),
+    ("lease", &["clock", "storage"]),
     ("storage", &["clock"]),
     ("config", &[]),
     ("clock", &[]),

@@ -3,12 +3,14 @@
 pub mod cluster;
 pub mod convert;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 mod range_stream;
 pub mod status;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tonic::Status;
 
 use crate::engine::Engine;
@@ -30,6 +32,8 @@ pub struct Context {
     pub name: String,
     /// URLs offered to clients.
     pub client_urls: Vec<String>,
+    /// Turns true when the server stops: streams that have no end of their own end then.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// etcd's quota where none is set.
@@ -50,6 +54,12 @@ fn not_built<T>(call: &str) -> Result<T, Status> {
 }
 
 impl Context {
+    /// Resolves when the server stops.
+    pub async fn stopped(&self) {
+        // It only fails if the server has already gone.
+        let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
+    }
+
     /// A header with all four fields.
     pub fn header(&self, revision: u64) -> pb::ResponseHeader {
         let identity = self.engine.identity();

@@ -11,6 +11,7 @@
 //! A view never changes. What it holds of redb pins pages of the file, so a view is taken for one
 //! request, or one slice of a long one, and let go.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use super::key_range::{Bounds, KeyRange};
 use super::memtable::{CHUNK, Found, Memtable};
 use super::record::key_of;
 use super::redb::{Keys, Reader};
-use super::row::Version;
+use super::row::{LeaseRow, Version};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -139,6 +140,53 @@ impl View {
         }
     }
 
+    /// The keys that `lease` has at revision `main`, in order; `main` is this view's, or newer.
+    pub fn attached(&self, lease: i64, main: u64) -> Result<Vec<Vec<u8>>, Error> {
+        let mut keys = BTreeSet::new();
+        // What no memtable knows of is as the tables say.
+        let unsettled = |key: &[u8]| {
+            let mut found = self.memtables().map(|memtable| memtable.newest(key, main));
+            found.find_map(|found| found)
+        };
+        self.settled.for_each_attached(Some(lease), |_, key| {
+            if unsettled(key).is_none() {
+                keys.insert(key.to_vec());
+            }
+            Ok(())
+        })?;
+        for memtable in self.memtables() {
+            for record in memtable.given_to(lease) {
+                let key = key_of(&record);
+                if unsettled(key).is_some_and(|found| found.version.lease == lease) {
+                    keys.insert(key.to_vec());
+                }
+            }
+        }
+        Ok(keys.into_iter().collect())
+    }
+
+    /// Visits all leases, in no order, those that this batch has changed as it left them.
+    pub fn for_each_lease(&self, mut visit: impl FnMut(i64, LeaseRow)) -> Result<(), Error> {
+        let mut unsettled = self
+            .sealed
+            .as_ref()
+            .map(|sealed| sealed.leases())
+            .unwrap_or_default();
+        unsettled.extend(self.active.leases());
+        self.settled.for_each_lease(|id, row| {
+            if !unsettled.contains_key(&id) {
+                visit(id, row);
+            }
+            Ok(())
+        })?;
+        for (id, row) in unsettled {
+            if let Some(row) = row {
+                visit(id, row);
+            }
+        }
+        Ok(())
+    }
+
     /// What `meta` said at the last commit.
     pub fn settled(&self) -> &Reader {
         &self.settled
@@ -149,7 +197,7 @@ impl View {
     pub fn data_bytes(&self) -> u64 {
         let meta = &self.settled.meta;
         let waiting: usize = self.memtables().map(|memtable| memtable.rows_bytes()).sum();
-        meta.history_bytes + meta.index_bytes + waiting as u64
+        meta.history_bytes + meta.index_bytes + meta.lease_bytes + waiting as u64
     }
 
     fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {

@@ -16,6 +16,7 @@ use metastore::clock::Clock;
 use metastore::engine::Engine;
 use metastore::grpc::Context;
 use metastore::grpc::kv::KvService;
+use metastore::lease::Timing;
 use metastore::mvcc::Error;
 use metastore::mvcc::model::Change;
 use metastore::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
@@ -105,7 +106,8 @@ impl TestStore {
             peer_urls: vec!["http://localhost:2380".to_owned()],
         };
         let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
-        let engine = Engine::open(&settings, identity, clock).expect("the store opens");
+        let engine =
+            Engine::open(&settings, identity, Timing::default(), clock).expect("the store opens");
         self.running = Some(Running {
             engine: Arc::new(engine),
             life,
@@ -184,6 +186,7 @@ impl TestStore {
             quota_bytes: 0,
             name: String::new(),
             client_urls: Vec::new(),
+            stopping: tokio::sync::watch::channel(false).1,
         }));
         self.runtime.block_on(async {
             let stream = service.range_stream(tonic::Request::new(request)).await?;
