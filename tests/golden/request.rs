@@ -55,14 +55,14 @@ impl<'a> Words<'a> {
         self.positional
     }
 
-    fn first(&mut self, what: &str) -> Result<&'a str> {
+    pub(crate) fn first(&mut self, what: &str) -> Result<&'a str> {
         if self.positional.is_empty() {
             return Err(format!("{what} is missing").into());
         }
         Ok(self.positional.remove(0))
     }
 
-    fn flag(&mut self, name: &str) -> bool {
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
         let found = self.positional.iter().position(|word| *word == name);
         found.map(|at| self.positional.remove(at)).is_some()
     }
@@ -72,7 +72,7 @@ impl<'a> Words<'a> {
         Some(self.named.remove(found).1)
     }
 
-    fn number(&mut self, name: &str) -> Result<i64> {
+    pub(crate) fn number(&mut self, name: &str) -> Result<i64> {
         Ok(self.named(name).map(str::parse).transpose()?.unwrap_or(0))
     }
 
@@ -103,7 +103,7 @@ impl<'a> Words<'a> {
         bytes(self.named("end").unwrap_or(""))
     }
 
-    fn done<T>(self, request: T) -> Result<T> {
+    pub(crate) fn done<T>(self, request: T) -> Result<T> {
         match (self.positional.first(), self.named.first()) {
             (None, None) => Ok(request),
             (Some(word), _) => Err(format!("unexpected {word:?}").into()),
