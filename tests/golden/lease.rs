@@ -1,5 +1,10 @@
 //! The commands of scripts that speak to the Lease service.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it polls for the end of a lease, with a deadline"
+)]
+
 use std::time::{Duration, Instant};
 
 use metastore::proto::etcdserverpb::lease_client::LeaseClient;
