@@ -11,6 +11,9 @@ use crate::storage::view::View;
 /// Bytes that an id takes in an answer, at most.
 const ID_BYTES: usize = 16;
 
+/// A list above this is made on a thread for reads.
+const SHORT_LIST_BYTES: usize = 64 << 10;
+
 /// Answer to a keep-alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeptAlive {
@@ -88,7 +91,7 @@ impl Engine {
 
     /// All ids, soonest to end first, and the newest revision. The room is to be held until the
     /// answer is sent.
-    pub async fn leases(&self) -> Result<(Vec<i64>, u64, AnswerRoom), Error> {
+    pub async fn leases(self: &Arc<Self>) -> Result<(Vec<i64>, u64, AnswerRoom), Error> {
         let bytes = self.leases.len() * ID_BYTES;
         let room = if bytes > LARGE_ANSWER_BYTES {
             let units = bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES;
@@ -98,7 +101,13 @@ impl Engine {
         } else {
             None
         };
-        Ok((self.leases.in_order(), self.view().revision, room))
+        let ids = if bytes > SHORT_LIST_BYTES {
+            let leases = Arc::clone(&self.leases);
+            self.read_apart(move |_, _| Ok(leases.in_order())).await?
+        } else {
+            self.leases.in_order()
+        };
+        Ok((ids, self.view().revision, room))
     }
 
     /// For whoever moves the clock by hand: removes all that has run out by now.

@@ -30,6 +30,8 @@ pub struct Upkeep {
     expire_from: u64,
     keep_at: u64,
     keep_pause: u64,
+    /// More signs of life wait to be kept.
+    more: bool,
 }
 
 impl Upkeep {
@@ -39,6 +41,7 @@ impl Upkeep {
             expire_from: 0,
             keep_at: leases.now_millis() + KEEP_PAUSE_MILLIS_MIN,
             keep_pause: KEEP_PAUSE_MILLIS_MIN,
+            more: false,
             leases,
         }
     }
@@ -64,9 +67,17 @@ impl Upkeep {
         patience.min(Duration::from_millis(pause))
     }
 
+    /// Whether more signs of life wait to be kept than the last command could.
+    pub fn has_more(&self) -> bool {
+        self.more
+    }
+
     /// What came of a command that was asked.
     pub fn answered(&mut self, command: &Command, outcome: &Result<Answer, Error>) {
         let now = self.leases.now_millis();
+        if let Command::KeepSigns = command {
+            self.more = matches!(outcome, Ok(Answer::KeptSigns { more: true }));
+        }
         match (command, outcome) {
             (Command::Expire(Expire::Next), Err(_)) => self.expire_from = now + RETRY_MILLIS,
             (Command::KeepSigns, Ok(Answer::KeptSigns { more: false })) => {

@@ -101,6 +101,9 @@ impl Writer {
         // So the next start knows all of the time that was served.
         if !self.leases.leases().is_empty() {
             self.serve(vec![Asked::by_the_writer(Command::KeepSigns)])?;
+            while self.upkeep.has_more() {
+                self.serve(vec![Asked::by_the_writer(Command::KeepSigns)])?;
+            }
         }
         self.settle();
         Ok(())

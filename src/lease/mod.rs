@@ -106,8 +106,11 @@ impl Leases {
         }
     }
 
-    /// Adds a lease that was there when the server started.
-    pub fn restore(&self, id: i64, row: LeaseRow) {
+    /// Adds a lease that was there when the server started; or one is found to be gone.
+    pub fn restore(&self, id: i64, row: Option<LeaseRow>) {
+        let Some(row) = row else {
+            return self.lessor().remove(id);
+        };
         let row = LeaseRow {
             ttl_secs: row.ttl_secs.max(self.timing.ttl_secs_min),
             ..row

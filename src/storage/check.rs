@@ -352,7 +352,7 @@ impl Tables<'_> {
         if rows != meta.lease_rows {
             return wrong("meta", "rows of leases are not as counted");
         }
-        for (id, row) in memtable.leases() {
+        for (id, row) in memtable.leases(0, usize::MAX) {
             match row {
                 Some(_) => leases.insert(id),
                 None => leases.remove(&id),

@@ -165,23 +165,21 @@ impl View {
         Ok(keys.into_iter().collect())
     }
 
-    /// Visits all leases, in no order, those that this batch has changed as it left them.
-    pub fn for_each_lease(&self, mut visit: impl FnMut(i64, LeaseRow)) -> Result<(), Error> {
-        let mut unsettled = self
-            .sealed
-            .as_ref()
-            .map(|sealed| sealed.leases())
-            .unwrap_or_default();
-        unsettled.extend(self.active.leases());
+    /// Visits the leases of the tables, and then all that has become of leases since, this batch
+    /// included, oldest first; `None` is gone.
+    pub fn for_each_lease(
+        &self,
+        mut visit: impl FnMut(i64, Option<LeaseRow>),
+    ) -> Result<(), Error> {
         self.settled.for_each_lease(|id, row| {
-            if !unsettled.contains_key(&id) {
-                visit(id, row);
-            }
+            visit(id, Some(row));
             Ok(())
         })?;
-        for (id, row) in unsettled {
-            if let Some(row) = row {
-                visit(id, row);
+        for memtable in self.sealed.iter().chain([&self.active]) {
+            for place in (0..memtable.leases_len()).step_by(CHUNK) {
+                for (id, row) in memtable.leases(place, CHUNK) {
+                    visit(id, row);
+                }
             }
         }
         Ok(())

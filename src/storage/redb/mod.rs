@@ -20,7 +20,7 @@ mod error;
 pub mod meta;
 pub mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -53,7 +53,7 @@ pub const REVISION_BYTES: usize = 12;
 pub const LEASE_ID_BYTES: usize = 8;
 
 /// What one row of `leases` counts for in a slice of a flush, in bytes: they lie densely.
-const LEASE_SLICE_BYTES: usize = 64;
+const LEASE_SLICE_BYTES: usize = 256;
 
 /// See the module.
 #[derive(Debug)]
@@ -233,9 +233,11 @@ impl Database {
 
     /// Writes what became of leases, and of which keys they have.
     fn flush_leases(&self, memtable: &Memtable, slice_bytes: usize) -> Result<(), Error> {
-        let leases: Vec<_> = memtable.leases().into_iter().collect();
-        for rows in leases.chunks((slice_bytes / LEASE_SLICE_BYTES).max(1)) {
-            self.flush_lease_rows(rows)?;
+        let count = (slice_bytes / LEASE_SLICE_BYTES).max(1);
+        for place in (0..memtable.leases_len()).step_by(count) {
+            // In order of ids, and of each the last.
+            let rows = memtable.leases(place, count);
+            self.flush_lease_rows(rows.into_iter().collect())?;
         }
         for pairs in memtable
             .attachments()
@@ -246,7 +248,7 @@ impl Database {
         Ok(())
     }
 
-    fn flush_lease_rows(&self, rows: &[(i64, Option<LeaseRow>)]) -> Result<(), Error> {
+    fn flush_lease_rows(&self, rows: BTreeMap<i64, Option<LeaseRow>>) -> Result<(), Error> {
         let txn = self.begin_write()?;
         {
             let mut table = txn.open_table(tables::META)?;
