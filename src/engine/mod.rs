@@ -85,6 +85,7 @@ impl Engine {
     ) -> Result<Engine, storage::Error> {
         let (store, settler) = Store::open(settings, identity)?;
         let leases = Leases::new(timing, clock.clone(), store.served());
+        leases.expect(store.view().leases_max());
         store
             .view()
             .for_each_lease(|id, row| leases.restore(id, row))?;

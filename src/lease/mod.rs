@@ -106,6 +106,11 @@ impl Leases {
         }
     }
 
+    /// Makes room for so many leases, which are about to be restored.
+    pub fn expect(&self, count: usize) {
+        self.lessor().expect(count);
+    }
+
     /// Adds a lease that was there when the server started; or one is found to be gone.
     pub fn restore(&self, id: i64, row: Option<LeaseRow>) {
         let Some(row) = row else {

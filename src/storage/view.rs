@@ -165,6 +165,12 @@ impl View {
         Ok(keys.into_iter().collect())
     }
 
+    /// How many leases there are at most.
+    pub fn leases_max(&self) -> usize {
+        let unsettled: usize = self.memtables().map(|memtable| memtable.leases_len()).sum();
+        self.settled.meta.lease_rows as usize + unsettled
+    }
+
     /// Visits the leases of the tables, and then all that has become of leases since, this batch
     /// included, oldest first; `None` is gone.
     pub fn for_each_lease(
