@@ -11,10 +11,10 @@ use crate::mvcc::{model, overlap};
 use crate::proto::{etcdserverpb as pb, mvccpb};
 use crate::storage::log;
 use crate::storage::memtable::Memtable;
-use crate::storage::record::{KeyValue, Record};
+use crate::storage::record::{KeyValue, Record, key_of};
 use crate::storage::redb::Progress;
 use crate::storage::revision::Revision;
-use crate::storage::row::{Change, HistoryRow, LogRow, Version};
+use crate::storage::row::{Change, HistoryRow, LeaseRow, LogRow, Version};
 use crate::storage::store;
 
 /// Most guards and operations of a txn, as the server has it.
@@ -47,13 +47,25 @@ fn replays(rows: &[u8]) {
         revision: 1,
         floor: None,
         term: 0,
+        served: 0,
     };
     let batch = log::Batch {
         number: 1,
         index: 1,
         rows,
     };
-    let _ = store::replay(&Memtable::default(), &mut progress, &batch);
+    let memtable = Memtable::default();
+    let _ = store::replay(&memtable, &mut progress, &batch);
+    let pairs = memtable.attachments();
+    let together = pairs.iter().filter(|(_, _, together)| *together);
+    for (lease, key, _) in together {
+        assert!(
+            memtable
+                .given_to(*lease)
+                .iter()
+                .any(|given| key_of(given) == key_of(key))
+        );
+    }
 }
 
 /// Whatever a row's reader accepts is what its writer would have written.
@@ -77,6 +89,9 @@ pub fn row_decoder(bytes: &[u8]) {
         row.encode(&mut again);
         assert_eq!(again, bytes, "a history row");
         assert_eq!(row.encoded_len(), bytes.len());
+    }
+    if let Ok(row) = LeaseRow::decode(bytes) {
+        assert_eq!(row.to_vec(), bytes, "a lease row");
     }
     for main in [0, 1, 200, u64::MAX] {
         let at = Revision { main, sub: 0 };
@@ -158,9 +173,17 @@ mod tests {
         let put = Change::new(at(0), &record, None);
         let delete = Change::new(at(1), &Record::tombstone(key), None);
         let mut rows = Vec::new();
+        let lease = LeaseRow {
+            ttl_secs: 60,
+            seen_millis: 1500,
+        };
+        LogRow::Lease(7, lease).encode(&mut rows);
         for change in [&put, &delete] {
             LogRow::Change(change.revision, change.history_row()).encode(&mut rows);
         }
+        LogRow::Left(7).encode(&mut rows);
+        LogRow::Revoke(7).encode(&mut rows);
+        LogRow::Served(2000).encode(&mut rows);
         LogRow::Floor(2).encode(&mut rows);
         LogRow::Term(2).encode(&mut rows);
         let put_request = pb::PutRequest {
@@ -192,6 +215,7 @@ mod tests {
             ("tombstone", Record::tombstone(key).encode().to_vec()),
             ("index_row", put.version().encode()),
             ("history_row", history),
+            ("lease_row", lease.to_vec()),
             ("segment", segment(&rows)),
             ("rows", rows),
             ("txn", txn.encode_to_vec()),
@@ -254,7 +278,7 @@ mod tests {
         /// A seed with a few bytes changed, and perhaps cut.
         #[test]
         fn seeds_that_are_bent_pass(
-            seed in 0..7usize,
+            seed in 0..8usize,
             bends in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
             cut in any::<prop::sample::Index>(),
         ) {

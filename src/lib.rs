@@ -1,7 +1,7 @@
 //! MetaStore: a durable single-node etcd. The map, top layer first:
 //!
 //! ```text
-//! main ─► server ─► grpc ─► engine ─► mvcc ─► storage ─► redb
+//! main ─► server ─► grpc ─► engine ─► { mvcc, lease } ─► storage ─► redb
 //! ```
 //! A program can run a whole server with [`server::run`], or open a store with
 //! [`engine::Engine::open`].
@@ -12,6 +12,7 @@ pub mod engine;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod grpc;
+pub mod lease;
 pub mod mvcc;
 pub mod proto;
 pub mod server;

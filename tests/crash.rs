@@ -13,6 +13,7 @@
 #[path = "crash/model.rs"]
 mod model;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, mpsc};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use metastore::clock::Clock;
 use metastore::engine::Engine;
+use metastore::lease::Timing;
 use metastore::mvcc;
 use metastore::mvcc::request::DeleteRange;
 use metastore::storage;
@@ -31,7 +33,7 @@ use metastore::storage::key_range::KeyRange;
 use metastore::storage::store::{DATABASE_FILE, Identity, Settings};
 use tokio::runtime::Runtime;
 
-use model::{Ask, Model, Pair, Pairs, all_at, any_put, put_of};
+use model::{Ask, Model, Pair, Pairs, TTL_SECS, all_at, any_put, put_of};
 
 /// Steps of the first life of a disk; later ones are shorter.
 const STEPS: usize = 160;
@@ -64,7 +66,7 @@ fn open_with(settings: &Settings) -> Result<Arc<Engine>, storage::Error> {
         peer_urls: vec!["http://localhost:2380".to_owned()],
     };
     let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
-    Engine::open(settings, identity, clock).map(Arc::new)
+    Engine::open(settings, identity, Timing::default(), clock).map(Arc::new)
 }
 
 fn checked(disk: &SimDisk, story: &str) -> Report {
@@ -112,6 +114,8 @@ async fn ask(engine: &Arc<Engine>, ask: Ask) -> Result<u64, mvcc::Error> {
         Ask::Delete(delete) => Ok(engine.delete_range(delete).await?.revision),
         Ask::Txn(txn) => Ok(engine.txn(txn, 100).await?.revision),
         Ask::Compact { revision, physical } => engine.compact(revision as i64, physical).await,
+        Ask::Grant(id) => Ok(engine.grant(id, TTL_SECS).await?.revision),
+        Ask::Revoke(id) => engine.revoke(id).await,
     }
 }
 
@@ -162,6 +166,7 @@ async fn pairs_at(engine: &Arc<Engine>, revision: u64) -> Result<Pairs, mvcc::Er
             modified: kv.modified,
             version: kv.version,
             value: kv.value,
+            lease: kv.lease,
         };
         (kv.key, pair)
     });
@@ -179,15 +184,30 @@ async fn compare(
 ) {
     let view = engine.view();
     let place = (view.revision, view.floor);
+    let leases = engine.leases().await.expect("it needs no disk").0;
+    let leases = BTreeSet::from_iter(leases);
     let mut possible = answered..=model.steps();
-    let Some(step) = possible.find(|step| model.places[*step] == place) else {
+    let fits = |step: &usize| model.places[*step] == place && model.leases[*step] == leases;
+    let Some(step) = possible.find(fits) else {
         panic!(
-            "{story}: at {place:?}, answered {:?}, sent {:?}",
+            "{story}: at {place:?} with {leases:?}, answered {:?} with {:?}, sent {:?}",
             model.places[answered],
+            model.leases[answered],
             model.place()
         );
     };
     model.truncate(step);
+    for id in leases {
+        let answer = match engine.time_to_live(id, true).await {
+            Ok(answer) => answer,
+            Err(_) if disk.is_stopped() => return,
+            Err(error) => panic!("{story}, lease {id}: {error}"),
+        };
+        let pairs = model.pairs[view.revision as usize].iter();
+        let attached = pairs.filter(|(_, pair)| pair.lease == id);
+        let attached: Vec<_> = attached.map(|(key, _)| key.to_vec()).collect();
+        assert_eq!(answer.keys, attached, "{story}, lease {id}");
+    }
     for revision in view.floor.unwrap_or(1).max(1)..=view.revision {
         let pairs = match pairs_at(engine, revision).await {
             Ok(pairs) => pairs,
@@ -437,6 +457,14 @@ fn a_disk_without_any_room_refuses_and_waits() {
             }
             disk.set_capacity(Some(0));
             fill(&engine, &mut model, &mut SplitMix(seed), &story).await;
+            let granted = soon(engine.grant(77, TTL_SECS), &story).await;
+            let no_space = matches!(granted, Err(mvcc::Error::NoSpace));
+            assert!(no_space, "{story}: {granted:?}");
+            for id in &model.leases[model.steps()] {
+                let kept = soon(engine.keep_alive(*id), &story).await;
+                let kept = kept.expect("it costs no space").ttl_secs;
+                assert_eq!(kept as i64, TTL_SECS, "{story}");
+            }
             let mut refused = None;
             for number in 0..MANY {
                 let delete = Ask::Delete(delete_of(format!("many {number}")));

@@ -27,6 +27,9 @@
 //!     [events=N] [created=N] [canceled=N]
 //!     [progress]                     asks for progress, again and again, until it is that of the store
 //!     [notified=ID]                  the same of the periodic progress of that watcher, the last of which is shown
+//! grant TTL [id=N], revoke ID, ttl ID [keys], leases
+//! keep_alive ID ...                  all on one stream, which the client then ends
+//! ended ID ...                       waits until these leases have run out and are gone
 //! ```
 //! Words with other than letters, digits and `-./@_` are quoted; `"\x00"` is one byte. `sort=`, `target=` and a guard's
 //! target also take a number, to send what has no name. `key_size=N` and `value_size=N` stand for a long key or value.
@@ -36,6 +39,8 @@
 #[path = "golden/answer.rs"]
 mod answer;
 mod common;
+#[path = "golden/lease.rs"]
+mod lease;
 #[path = "golden/request.rs"]
 mod request;
 #[path = "golden/watch.rs"]
@@ -81,7 +86,9 @@ macro_rules! scripts {
 }
 
 scripts! {
-    compact compact_restart delete empty_keys error_order flags limits put put_ignore
+    compact compact_restart delete empty_keys error_order flags
+    lease_attach lease_expiry lease_grant lease_keep_alive lease_restart lease_revoke lease_txn
+    limits put put_ignore
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
@@ -318,6 +325,11 @@ impl goldenscript::Runner for Player {
         command: &Self::Command,
         _: &goldenscript::Context,
     ) -> Result<String, request::Error> {
+        let words = Words::new(&command.args);
+        let of_leases = lease::run(self.channel.clone(), &command.name, words);
+        if let Some(said) = self.runtime.block_on(of_leases) {
+            return said;
+        }
         let words = Words::new(&command.args);
         Ok(match command.name.as_str() {
             "get" => answer::range(&self.ask(self.kv().range(request::range(words)?))?),

@@ -1,6 +1,6 @@
 //! Any sequence of requests: the store answers as the plain model does.
 //!
-//! Requests draw from few keys, so that they meet, and aim at revisions near the newest one and
+//! Requests draw from few keys and few leases, so that they meet, and aim at revisions near the newest one and
 //! near the floor. In between the store is flushed, swept, stopped and killed. At the end its files
 //! are checked, and its tables must hold the model's history.
 //!
@@ -13,7 +13,10 @@ mod watches;
 
 use bytes::Bytes;
 use common::store::{Answer, TestStore, Write};
+use metastore::engine::command::Granted;
+use metastore::engine::{KeptAlive, TimeToLive};
 use metastore::grpc::convert;
+use metastore::lease::Standing;
 use metastore::mvcc::Error;
 use metastore::mvcc::model::{Model, check_overlap};
 use metastore::mvcc::overlap;
@@ -43,6 +46,8 @@ const KEYS: [&[u8]; 9] = [
     b"\xff\xff",
 ];
 
+const LEASES: [i64; 4] = [1, 2, -3, i64::MAX];
+
 /// What happens to a store.
 #[derive(Debug, Clone)]
 enum Event {
@@ -51,6 +56,11 @@ enum Event {
     Together(Vec<Write>),
     Range(Range),
     Stream(Range),
+    KeepAlive(i64),
+    /// How a lease stands, and all of them.
+    Look(i64),
+    /// So many seconds.
+    Pass(u64),
     /// All is flushed, and swept up to the floor.
     Settle,
     Restart,
@@ -111,9 +121,13 @@ fn any_range() -> impl Strategy<Value = KeyRange> {
     (any_key(), end).prop_map(|(start, end)| KeyRange::from_wire(start, end))
 }
 
+fn any_lease() -> impl Strategy<Value = i64> {
+    prop::sample::select(&LEASES[..])
+}
+
 fn any_put() -> impl Strategy<Value = Put> {
     let seldom = || prop::bool::weighted(0.1);
-    let lease = prop_oneof![20 => Just(0), 1 => Just(7)];
+    let lease = prop_oneof![8 => Just(0), 8 => any_lease(), 1 => Just(7)];
     (
         any_key(),
         any_value(),
@@ -240,6 +254,17 @@ fn any_write() -> impl Strategy<Value = Write> {
         4 => any_txn().prop_map(Write::Txn),
         1 => (any_revision(), any::<bool>())
             .prop_map(|(revision, physical)| Write::Compact { revision, physical }),
+        4 => (any_lease(), any_ttl()).prop_map(|(id, ttl_secs)| Write::Grant { id, ttl_secs }),
+        1 => prop_oneof![9 => any_lease(), 1 => Just(7)].prop_map(Write::Revoke),
+    ]
+}
+
+fn any_ttl() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        1 => -2..3i64,
+        6 => 3..40i64,
+        2 => 40..1000i64,
+        1 => prop_oneof![Just(9_000_000_000), Just(9_000_000_001), Just(i64::MAX)],
     ]
 }
 
@@ -249,6 +274,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => vec(any_write(), 2..8).prop_map(Event::Together),
         16 => any_read().prop_map(Event::Range),
         4 => any_read().prop_map(Event::Stream),
+        3 => any_lease().prop_map(Event::KeepAlive),
+        4 => prop_oneof![9 => any_lease(), 1 => Just(7)].prop_map(Event::Look),
+        4 => prop_oneof![4 => 1..6u64, 2 => 6..60u64, 1 => 60..2000u64].prop_map(Event::Pass),
         2 => Just(Event::Settle),
         1 => Just(Event::Restart),
         1 => Just(Event::Crash),
@@ -261,7 +289,7 @@ mod aim {
 
     pub(super) fn write(write: &mut Write, model: &Model) {
         match write {
-            Write::Put(_) | Write::DeleteRange(_) => {}
+            Write::Put(_) | Write::DeleteRange(_) | Write::Grant { .. } | Write::Revoke(_) => {}
             Write::Txn(txn) => aim::txn(txn, model),
             Write::Compact { revision, .. } => *revision = Aim(*revision).at(model),
         }
@@ -324,15 +352,66 @@ impl Pair {
                 let physical = true;
                 self.writes(vec![Write::Compact { revision, physical }], true)
             }
+            Event::KeepAlive(id) => {
+                let revision = self.model.revision();
+                let ttl_secs = self.model.keep_alive(id);
+                let kept = told(self.store.keep_alive(id));
+                prop_assert_eq!(kept, Ok(KeptAlive { ttl_secs, revision }));
+                Ok(())
+            }
+            Event::Look(id) => self.looks(id),
+            Event::Pass(secs) => {
+                self.model.pass(secs);
+                self.store.pass(secs);
+                Ok(())
+            }
             Event::Restart => {
                 self.store.restart();
-                Ok(())
+                self.restarts()
             }
             Event::Crash => {
                 self.store.crash();
-                Ok(())
+                self.restarts()
             }
         }
+    }
+
+    fn looks(&self, id: i64) -> TestCaseResult {
+        let expected = TimeToLive {
+            standing: self
+                .model
+                .time_to_live(id)
+                .map(|(left_secs, ttl_secs)| Standing {
+                    left_secs,
+                    ttl_secs,
+                }),
+            keys: self
+                .model
+                .attached(id)
+                .iter()
+                .map(|key| key.to_vec())
+                .collect(),
+            revision: self.model.revision(),
+        };
+        prop_assert_eq!(told(self.store.time_to_live(id)), Ok(expected));
+        prop_assert_eq!(told(self.store.leases()), Ok(self.model.leases()));
+        Ok(())
+    }
+
+    fn restarts(&mut self) -> TestCaseResult {
+        let store = &self.store;
+        let left = |id| {
+            let answer = store.time_to_live(id).expect("it can be looked at");
+            answer.standing.map_or(-1, |standing| standing.left_secs)
+        };
+        prop_assert!(
+            self.model.restart(left),
+            "a lease has too little or too much"
+        );
+        for id in LEASES {
+            self.looks(id)?;
+        }
+        Ok(())
     }
 
     fn writes(&mut self, mut writes: Vec<Write>, alone: bool) -> TestCaseResult {
@@ -359,6 +438,8 @@ impl Pair {
             Write::Compact { revision, physical } => {
                 self.store.compact(revision, physical).map(Answer::Compact)
             }
+            Write::Grant { id, ttl_secs } => self.store.grant(id, ttl_secs).map(Answer::Granted),
+            Write::Revoke(id) => self.store.revoke(id).map(Answer::Revoked),
         }
     }
 
@@ -368,6 +449,15 @@ impl Pair {
             Write::DeleteRange(delete) => Ok(Answer::DeleteRange(self.model.delete_range(delete))),
             Write::Txn(txn) => self.model.txn(txn).map(Answer::Txn),
             Write::Compact { revision, .. } => self.model.compact(*revision).map(Answer::Compact),
+            Write::Grant { id, ttl_secs } => self.model.grant(*id, *ttl_secs).map(|ttl_secs| {
+                let revision = self.model.revision();
+                Answer::Granted(Granted {
+                    id: *id,
+                    ttl_secs,
+                    revision,
+                })
+            }),
+            Write::Revoke(id) => self.model.revoke(*id).map(Answer::Revoked),
         })
     }
 
@@ -404,6 +494,7 @@ impl Pair {
         prop_assert_eq!(report.revision, self.model.revision());
         prop_assert_eq!(report.floor, self.model.floor());
         prop_assert_eq!(report.unsettled, 0);
+        prop_assert_eq!(report.leases, self.model.leases().len() as u64);
         let tables = self.store.tables();
         prop_assert_eq!(tables.history, self.model.history(tables.swept));
         Ok(())

@@ -12,7 +12,11 @@ use common::Server;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::lease_client::LeaseClient;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
-use metastore::proto::etcdserverpb::{LeaseGrantRequest, PutRequest, StatusRequest};
+use metastore::proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, StatusRequest,
+};
+use metastore::proto::v3lockpb::UnlockRequest;
+use metastore::proto::v3lockpb::lock_client::LockClient;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::Code;
@@ -88,6 +92,32 @@ fn what_does_not_parse_is_refused_with_one_line() {
     let url = ["--listen-client-urls", "localhost:2379"];
     assert!(refused(&url, 2).contains("URL scheme must be http"));
     assert!(refused(&["--cert-file=x"], 1).contains("not supported yet"));
+}
+
+/// A keep-alive stream has no end of its own: a stop ends it, and need not wait for it.
+#[test]
+fn a_stop_ends_keep_alive_streams() {
+    let folder = TempDir::new().expect("a folder");
+    let mut server = start(&folder);
+    let runtime = runtime();
+    let status = runtime.block_on(async {
+        let mut leases = LeaseClient::new(server.channel());
+        let grant = LeaseGrantRequest { id: 1, ttl: 60 };
+        leases.lease_grant(grant).await.expect("a lease");
+        let (requests, sent) = tokio::sync::mpsc::channel(1);
+        let sent = tokio_stream::wrappers::ReceiverStream::new(sent);
+        let answers = leases.lease_keep_alive(sent).await.expect("a stream");
+        let mut answers = answers.into_inner();
+        let keep = LeaseKeepAliveRequest { id: 1 };
+        requests.send(keep).await.expect("the stream is open");
+        let answer = answers.message().await.expect("an answer").expect("one");
+        assert_eq!((answer.id, answer.ttl), (1, 60));
+        server.terminate();
+        answers.message().await.expect_err("the server has stopped")
+    });
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "etcdserver: server stopped");
+    assert_eq!(server.wait().signal(), Some(15));
 }
 
 #[test]
@@ -237,10 +267,10 @@ fn what_is_common_to_all_services() {
         assert!(status.db_size > 0 && status.db_size < 13 * 4096 - 320);
         assert!(status.raft_term >= 2 && status.raft_index > 0);
 
-        let mut leases = LeaseClient::new(server.channel());
-        let grant = leases.lease_grant(LeaseGrantRequest::default());
+        let mut locks = LockClient::new(server.channel());
+        let unlock = locks.unlock(UnlockRequest::default());
         assert_eq!(
-            grant.await.expect_err("not built").code(),
+            unlock.await.expect_err("not built").code(),
             Code::Unimplemented
         );
 

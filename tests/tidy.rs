@@ -9,15 +9,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["config", "server"]),
     (
         "server",
-        &["config", "clock", "engine", "grpc", "proto", "storage"],
+        &[
+            "config", "clock", "engine", "grpc", "lease", "proto", "storage",
+        ],
     ),
     (
         "grpc",
         &["config", "engine", "mvcc", "proto", "storage", "watch"],
     ),
-    ("engine", &["clock", "mvcc", "storage", "watch"]),
+    ("engine", &["clock", "lease", "mvcc", "storage", "watch"]),
     ("watch", &["storage"]),
     ("mvcc", &["storage"]),
+    ("lease", &["clock", "storage"]),
     ("storage", &["clock"]),
     ("config", &[]),
     ("clock", &[]),

@@ -86,6 +86,8 @@ pub struct Config {
     pub election_timeout: Duration,
     /// How often a watcher that asks for it is told how far it has heard.
     pub watch_progress_interval: Duration,
+    /// The shortest lease is a whole number of these.
+    pub heartbeat_interval: Duration,
     /// The largest request.
     pub max_request_bytes: usize,
     /// The most operations in a txn; 0 refuses every txn.
@@ -310,6 +312,7 @@ impl Config {
             initial_cluster_token: s.text("initial-cluster-token").into(),
             election_timeout: Duration::from_millis(s.uint("election-timeout")),
             watch_progress_interval: watch_progress_interval(s),
+            heartbeat_interval: Duration::from_millis(s.uint("heartbeat-interval")),
             max_request_bytes: usize::try_from(s.uint("max-request-bytes")).unwrap_or(usize::MAX),
             max_txn_ops: usize::try_from(s.uint("max-txn-ops")).unwrap_or(usize::MAX),
             max_concurrent_streams: u32::try_from(s.uint("max-concurrent-streams"))

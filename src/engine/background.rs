@@ -31,7 +31,7 @@ pub struct Waiter {
     /// What the answer will be.
     pub outcome: Result<Answer, Error>,
     /// Its share of the queue, until it is answered.
-    pub _room: OwnedSemaphorePermit,
+    pub _room: Option<OwnedSemaphorePermit>,
 }
 
 /// What the background thread is asked to do.

@@ -23,6 +23,28 @@ pub enum Command {
         /// Answer when the compacted rows are gone from the disk.
         physical: bool,
     },
+    /// Grant a lease.
+    Grant {
+        /// Its id; 0 leaves the choice to the writer.
+        id: i64,
+        /// For so many seconds, or as many as are the least.
+        ttl_secs: i64,
+    },
+    /// Remove a lease and its keys.
+    Revoke(i64),
+    /// Remove leases that have run out, and their keys.
+    Expire(Expire),
+    /// Keep signs of life of leases, and how long the server has run.
+    KeepSigns,
+}
+
+/// Which leases that have run out are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expire {
+    /// The next few.
+    Next,
+    /// This one.
+    One(i64),
 }
 
 /// What the writer decided.
@@ -36,15 +58,40 @@ pub enum Answer {
     Txn(Decided),
     /// Of [`Command::Compact`]: the newest revision.
     Compact(u64),
+    /// Of [`Command::Grant`].
+    Granted(Granted),
+    /// Of [`Command::Revoke`]: the newest revision.
+    Revoked(u64),
+    /// Of [`Command::Expire`].
+    Expired,
+    /// Of [`Command::KeepSigns`]: whether there are more to keep.
+    KeptSigns {
+        /// Ask again.
+        more: bool,
+    },
+}
+
+/// A lease as it was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Granted {
+    /// Its id.
+    pub id: i64,
+    /// For so many seconds.
+    pub ttl_secs: u64,
+    /// The newest revision.
+    pub revision: u64,
 }
 
 impl Command {
     /// Whether it can add data, and so is refused on a full disk.
     pub fn adds(&self) -> bool {
         match self {
-            Command::Put(_) => true,
+            Command::Put(_) | Command::Grant { .. } | Command::KeepSigns => true,
             Command::Txn(txn) => txn.can_put(),
-            Command::DeleteRange(_) | Command::Compact { .. } => false,
+            Command::DeleteRange(_)
+            | Command::Compact { .. }
+            | Command::Revoke(_)
+            | Command::Expire(_) => false,
         }
     }
 }
@@ -56,8 +103,20 @@ pub struct Asked {
     pub command: Command,
     /// Who asks.
     pub reply: Reply,
-    /// Its share of the queue, given back when it is answered.
-    pub room: OwnedSemaphorePermit,
+    /// Its share of the queue, given back when it is answered; the writer's own takes none.
+    pub room: Option<OwnedSemaphorePermit>,
+}
+
+impl Asked {
+    /// What the writer asks itself: nobody waits for the answer.
+    pub fn by_the_writer(command: Command) -> Asked {
+        let (sender, _) = oneshot::channel();
+        Asked {
+            command,
+            reply: Reply { sender, home: None },
+            room: None,
+        }
+    }
 }
 
 /// The way back to who asked.

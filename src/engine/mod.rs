@@ -1,8 +1,9 @@
 //! The engine: the writer and the background thread, behind calls that can be awaited.
 //!
 //! ```text
-//! put, delete_range, txn, compact ─► queue ─► writer ─► answer
-//! range, read_txn                 ─► view  ─► answer      never the queue
+//! put, delete_range, txn, compact, grant, revoke ─► queue  ─► writer ─► answer
+//! range, read_txn                                ─► view   ─► answer      never the queue
+//! keep_alive, time_to_live, leases               ─► leases ─► answer      never the queue
 //! ```
 //! Async ends here: below are plain functions, and threads of their own. A read runs on the
 //! caller's thread while it is short and what it needs is likely in memory; otherwise on one of a
@@ -11,8 +12,10 @@
 mod background;
 pub mod command;
 mod judge;
+mod leases;
 mod queue;
 pub mod replies;
+mod upkeep;
 pub mod watches;
 mod writer;
 
@@ -23,11 +26,14 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::error;
 
+pub use self::leases::{KeptAlive, TimeToLive};
+
 use self::background::Background;
 use self::command::{Answer, Asked, Command, Reply};
 use self::queue::{Queue, ROOM_UNITS, UNIT_BYTES};
 use self::writer::Writer;
 use crate::clock::Clock;
+use crate::lease::{Leases, Timing};
 use crate::mvcc::counts::Counts;
 use crate::mvcc::range::{self, Effort, Selected, Selection};
 use crate::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
@@ -57,6 +63,7 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(5);
 pub struct Engine {
     queue: Arc<Queue>,
     views: Arc<Views>,
+    leases: Arc<Leases>,
     identity: Identity,
     term: u64,
     counts: Counts,
@@ -76,9 +83,16 @@ impl Engine {
     pub fn open(
         settings: &Settings,
         identity: Identity,
+        timing: Timing,
         clock: Clock,
     ) -> Result<Engine, storage::Error> {
         let (store, settler) = Store::open(settings, identity)?;
+        let leases = Leases::new(timing, clock.clone(), store.served());
+        leases.expect(store.view().leases_max());
+        store
+            .view()
+            .for_each_lease(|id, row| leases.restore(id, row))?;
+        let leases = Arc::new(leases);
         let queue = Arc::new(Queue::default());
         let background = Arc::new(Background::default());
         let failed = Arc::new(watch::Sender::new(None));
@@ -86,6 +100,7 @@ impl Engine {
         let engine = Engine {
             queue: Arc::clone(&queue),
             views: store.views(),
+            leases: Arc::clone(&leases),
             identity: store.identity().clone(),
             term: store.term(),
             counts: Counts::default(),
@@ -98,6 +113,7 @@ impl Engine {
         let views = store.views();
         let writer = Writer::new(
             store,
+            leases,
             Arc::clone(&queue),
             Arc::clone(&background),
             publish,
@@ -231,7 +247,7 @@ impl Engine {
         let asked = Asked {
             command,
             reply,
-            room,
+            room: Some(room),
         };
         self.queue.push(asked).map_err(|_| Error::Stopped)?;
         answer.await.unwrap_or(Err(Error::Stopped))

@@ -3,7 +3,7 @@
 //! Commands wait in a bounded queue. The writer takes all that wait, judges them in order, logs
 //! what it decided together, and only then tells anyone:
 //! ```text
-//! queue ─► judge a, b, c ─► log (one sync) ─► publish view ─► reply to a, b, c ─► wake watches
+//! queue ─► judge a, b, c ─► log (one sync) ─► publish view, leases ─► reply to a, b, c ─► wake watches
 //! ```
 //! Invariants:
 //! - No event precedes the sync of its batch: watches read what is published.
@@ -25,7 +25,10 @@ use super::command::{Answer, Asked, Command, Reply};
 use super::judge::judge;
 use super::queue::{Queue, Taken};
 use super::replies;
+use super::upkeep::Upkeep;
 use crate::clock::Clock;
+use crate::lease::Leases;
+use crate::lease::pending::Pending;
 use crate::mvcc::{self, Error};
 use crate::storage;
 use crate::storage::store::Store;
@@ -44,6 +47,8 @@ type Outcome = Result<Answer, Error>;
 /// See the module.
 pub struct Writer {
     store: Store,
+    leases: Pending,
+    upkeep: Upkeep,
     queue: Arc<Queue>,
     background: Arc<Background>,
     /// Tells the newest revision to those who watch.
@@ -58,6 +63,7 @@ impl Writer {
     /// A writer for `store`.
     pub fn new(
         store: Store,
+        leases: Arc<Leases>,
         queue: Arc<Queue>,
         background: Arc<Background>,
         published: watch::Sender<u64>,
@@ -65,6 +71,8 @@ impl Writer {
     ) -> Writer {
         Writer {
             store,
+            leases: Pending::new(Arc::clone(&leases)),
+            upkeep: Upkeep::new(leases),
             queue,
             background,
             sealed_millis: clock.monotonic_millis(),
@@ -78,7 +86,12 @@ impl Writer {
     pub fn run(mut self) -> Result<(), storage::Error> {
         loop {
             self.await_the_disk();
-            let Taken { commands, closed } = self.queue.take(PATIENCE);
+            for command in self.upkeep.due() {
+                // A queue that is closed takes no more.
+                let _ = self.queue.push(Asked::by_the_writer(command));
+            }
+            let patience = self.upkeep.pause(PATIENCE);
+            let Taken { commands, closed } = self.queue.take(patience);
             let mut commands = commands.into_iter().peekable();
             while commands.peek().is_some() {
                 self.serve(commands.by_ref().take(BATCH_COMMANDS_MAX).collect())?;
@@ -89,6 +102,13 @@ impl Writer {
             // Nothing of the view of before is held while there is nothing to do.
             self.store.begin_batch();
             self.seal_if_due();
+        }
+        // So the next start knows all of the time that was served.
+        if !self.leases.leases().is_empty() {
+            self.serve(vec![Asked::by_the_writer(Command::KeepSigns)])?;
+            while self.upkeep.has_more() {
+                self.serve(vec![Asked::by_the_writer(Command::KeepSigns)])?;
+            }
         }
         self.settle();
         Ok(())
@@ -113,7 +133,7 @@ impl Writer {
                 Ok(outcomes) => break outcomes,
                 // The background thread is opening the database anew.
                 Err(error @ storage::Error::Closed) => {
-                    self.store.take_back();
+                    self.take_back();
                     if self.background.has_ended() {
                         return Err(error);
                     }
@@ -123,14 +143,14 @@ impl Writer {
                     self.queue.await_nudge(PATIENCE);
                 }
                 Err(storage::Error::NoSpace) => {
-                    self.store.take_back();
+                    self.take_back();
                     if !self.store.space().give_up()? {
                         // Not even the reserve was enough.
                         break batch.iter().map(|_| Err(Error::NoSpace)).collect();
                     }
                 }
                 Err(storage::Error::TooLarge) => {
-                    self.store.take_back();
+                    self.take_back();
                     if batch.len() == 1 {
                         break vec![Err(Error::RequestTooLarge)];
                     }
@@ -142,17 +162,20 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         };
+        // Keys first: whoever sees that a lease is gone finds none of its keys.
         self.store.publish();
+        self.leases.publish();
         let mut answers = Vec::with_capacity(batch.len());
         let mut rooms = Vec::with_capacity(batch.len());
         for (asked, outcome) in batch.into_iter().zip(outcomes) {
+            self.upkeep.answered(&asked.command, &outcome);
             match asked.command {
                 Command::Compact { physical: true, .. } => {
                     self.wait_for_sweep(asked.reply, outcome, asked.room);
                 }
                 _ => {
                     answers.push((asked.reply, outcome));
-                    rooms.push(asked.room);
+                    rooms.extend(asked.room);
                 }
             }
         }
@@ -167,13 +190,18 @@ impl Writer {
         Ok(())
     }
 
+    fn take_back(&mut self) {
+        self.store.take_back();
+        self.leases.take_back();
+    }
+
     /// Judges the batch and puts it on disk.
     fn decide(&mut self, batch: &[Asked]) -> Result<Vec<Outcome>, storage::Error> {
         self.store.begin_batch();
         let millis = self.clock.wall_millis();
         let mut outcomes = Vec::with_capacity(batch.len());
         for asked in batch {
-            match judge(&mut self.store, &asked.command, millis) {
+            match judge(&mut self.store, &mut self.leases, &asked.command, millis) {
                 Err(mvcc::Error::Storage(error)) => return Err(error),
                 outcome => outcomes.push(outcome),
             }
@@ -183,7 +211,12 @@ impl Writer {
     }
 
     /// A physical compaction, refused or not, is answered when all is swept that was compacted.
-    fn wait_for_sweep(&mut self, reply: Reply, outcome: Outcome, room: OwnedSemaphorePermit) {
+    fn wait_for_sweep(
+        &mut self,
+        reply: Reply,
+        outcome: Outcome,
+        room: Option<OwnedSemaphorePermit>,
+    ) {
         let refused = matches!(outcome, Err(ref error) if !matches!(error, Error::Compacted));
         let Some(floor) = self.store.view().floor.filter(|_| !refused) else {
             replies::send(vec![(reply, outcome)]);

@@ -6,6 +6,8 @@
 use bytes::Bytes;
 
 use super::status;
+use crate::engine::TimeToLive;
+use crate::engine::command::Granted;
 use crate::mvcc::Error;
 use crate::mvcc::overlap;
 use crate::mvcc::request::{
@@ -271,6 +273,35 @@ pub fn deleted(deleted: Deleted, header: pb::ResponseHeader) -> pb::DeleteRangeR
         header: Some(header),
         deleted: deleted.deleted as i64,
         prev_kvs: deleted.prev_kvs.into_iter().map(key_value).collect(),
+    }
+}
+
+/// The answer to a grant.
+pub fn granted(granted: Granted, header: pb::ResponseHeader) -> pb::LeaseGrantResponse {
+    pb::LeaseGrantResponse {
+        header: Some(header),
+        id: granted.id,
+        ttl: granted.ttl_secs as i64,
+        error: String::new(),
+    }
+}
+
+/// The answer to the question how long a lease has to live: -1 is none.
+pub fn time_to_live(
+    id: i64,
+    answer: TimeToLive,
+    header: pb::ResponseHeader,
+) -> pb::LeaseTimeToLiveResponse {
+    let (ttl, granted_ttl) = match answer.standing {
+        Some(standing) => (standing.left_secs, standing.ttl_secs as i64),
+        None => (-1, 0),
+    };
+    pb::LeaseTimeToLiveResponse {
+        header: Some(header),
+        id,
+        ttl,
+        granted_ttl,
+        keys: answer.keys.into_iter().map(Into::into).collect(),
     }
 }
 

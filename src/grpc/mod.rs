@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod convert;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 mod range_stream;
 pub mod status;
@@ -10,6 +11,7 @@ pub mod watch;
 
 use std::sync::Arc;
 
+use tokio::sync::watch::Receiver;
 use tonic::Status;
 
 use crate::engine::Engine;
@@ -31,6 +33,8 @@ pub struct Context {
     pub name: String,
     /// URLs offered to clients.
     pub client_urls: Vec<String>,
+    /// Turns true when the server stops: streams that have no end of their own end then.
+    pub stopping: Receiver<bool>,
 }
 
 /// etcd's quota where none is set.
@@ -51,6 +55,12 @@ fn not_built<T>(call: &str) -> Result<T, Status> {
 }
 
 impl Context {
+    /// Resolves when the server stops.
+    pub async fn stopped(&self) {
+        // It only fails if the server has already gone.
+        let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
+    }
+
     /// A header with all four fields.
     pub fn header(&self, revision: u64) -> pb::ResponseHeader {
         let identity = self.engine.identity();

@@ -27,6 +27,8 @@ impl From<Error> for Status {
             ),
             Error::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found"),
             Error::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found"),
+            Error::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
+            Error::LeaseTooLong => (Code::OutOfRange, "etcdserver: too large lease TTL"),
             Error::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
             Error::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
             Error::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),

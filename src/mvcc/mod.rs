@@ -30,6 +30,12 @@ pub enum Error {
     /// The lease of a put does not exist.
     #[error("the lease is not there")]
     LeaseNotFound,
+    /// A lease of that id is there already.
+    #[error("the lease is there already")]
+    LeaseExists,
+    /// A lease was to live longer than leases can.
+    #[error("the lease's TTL is too long")]
+    LeaseTooLong,
     /// No key was given.
     #[error("no key is given")]
     EmptyKey,

@@ -2,7 +2,7 @@
 //!
 //! It keeps every change of all time in one list, and answers each request by going through that
 //! list from the start. Nothing is remembered, indexed or cut short; a compaction only notes its
-//! revision. It follows etcd's rules as they are told, in their order, and shares with the real
+//! revision. Leases lie in a map, and time is a number of seconds that tests move. It follows etcd's rules as they are told, in their order, and shares with the real
 //! store nothing but the types of requests and answers.
 
 use std::cmp::Ordering;
@@ -24,6 +24,18 @@ pub struct Model {
     /// Oldest first.
     changes: Vec<Change>,
     floor: Option<u64>,
+    leases: BTreeMap<i64, Lease>,
+    /// In seconds.
+    now: u64,
+}
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lease {
+    ttl: u64,
+    ends: u64,
+    /// The server has started since the last sign of life.
+    extended: bool,
 }
 
 /// One change of one key.
@@ -118,6 +130,99 @@ impl Model {
             }
         }
         kept
+    }
+}
+
+/// Leases, by etcd's default settings.
+impl Model {
+    /// Grants a lease; answers its TTL.
+    pub fn grant(&mut self, id: i64, ttl: i64) -> Result<u64, Error> {
+        if ttl > 9_000_000_000 {
+            return Err(Error::LeaseTooLong);
+        }
+        if self.leases.contains_key(&id) {
+            return Err(Error::LeaseExists);
+        }
+        let ttl = ttl.max(2) as u64;
+        let lease = Lease {
+            ttl,
+            ends: self.now + ttl,
+            extended: false,
+        };
+        self.leases.insert(id, lease);
+        Ok(ttl)
+    }
+
+    /// Removes a lease and its keys; answers the newest revision.
+    pub fn revoke(&mut self, id: i64) -> Result<u64, Error> {
+        if self.leases.remove(&id).is_none() {
+            return Err(Error::LeaseNotFound);
+        }
+        let main = self.revision() + 1;
+        for key in self.attached(id) {
+            self.add(main, key, None);
+        }
+        Ok(self.revision())
+    }
+
+    /// Lets a lease run anew; answers its TTL, or 0.
+    pub fn keep_alive(&mut self, id: i64) -> u64 {
+        let now = self.now;
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return 0;
+        };
+        lease.ends = now + lease.ttl;
+        lease.extended = false;
+        lease.ttl
+    }
+
+    /// What is left of a lease in whole seconds, and its TTL.
+    pub fn time_to_live(&self, id: i64) -> Option<(i64, u64)> {
+        let lease = self.leases.get(&id)?;
+        Some(((lease.ends - self.now) as i64 - 1, lease.ttl))
+    }
+
+    /// The keys of a lease, in order.
+    pub fn attached(&self, id: i64) -> Vec<Bytes> {
+        let pairs = self.state(self.revision()).into_values();
+        let attached = pairs.filter(|pair| pair.lease == id);
+        attached.map(|pair| pair.key).collect()
+    }
+
+    /// All leases, soonest to end first.
+    pub fn leases(&self) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.leases.keys().copied().collect();
+        ids.sort_by_key(|id| self.leases[id].ends);
+        ids
+    }
+
+    /// Time passes: what has run out goes, those first that ended first.
+    pub fn pass(&mut self, secs: u64) {
+        self.now += secs;
+        for id in self.leases() {
+            if self.leases[&id].ends <= self.now {
+                self.revoke(id).expect("it is there");
+            }
+        }
+    }
+
+    /// The server starts anew. A lease that was seen alive since the last start has all of its TTL,
+    /// and a second. Of any other `left` tells what it has in whole seconds; answers whether that
+    /// is within bounds.
+    pub fn restart(&mut self, left: impl Fn(i64) -> i64) -> bool {
+        let mut within = true;
+        for (id, lease) in &mut self.leases {
+            let most = self.now + lease.ttl + 1;
+            if lease.extended {
+                let ends = self.now + left(*id) as u64 + 1;
+                within &= (lease.ends..=most).contains(&ends);
+                lease.ends = ends;
+            } else {
+                lease.ends = most;
+                lease.extended = true;
+            }
+        }
+        within
     }
 }
 
@@ -327,8 +432,7 @@ impl Model {
     }
 
     fn check_put(&self, put: &Put) -> Result<(), Error> {
-        // There are no leases yet.
-        if put.lease != 0 {
+        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Err(Error::LeaseNotFound);
         }
         if (put.ignore_value || put.ignore_lease) && self.newest(&put.key).is_none() {

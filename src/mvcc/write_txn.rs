@@ -73,8 +73,13 @@ impl<'a> WriteTxn<'a> {
                 _ => put.lease,
             },
         };
-        let change = Change::new(self.next(), &record, self.stamp.take());
-        self.store.push(change);
+        let lease = record.lease;
+        self.push(&record);
+        if let Some(version) = version
+            && version.lease != lease
+        {
+            self.leave(version.lease);
+        }
         Ok(Written {
             revision: self.main,
             prev_kv: kept.filter(|_| put.prev_kv),
@@ -97,16 +102,37 @@ impl<'a> WriteTxn<'a> {
                 prev_kvs.push(KeyValue::of(&view.record(met)?)?);
             }
         }
-        for (key, _) in &there {
-            let record = Record::tombstone(key);
-            let change = Change::new(self.next(), &record, self.stamp.take());
-            self.store.push(change);
+        for (key, met) in &there {
+            self.push(&Record::tombstone(key));
+            self.leave(met.version.lease);
         }
         Ok(Deleted {
             revision: self.revision(),
             deleted: there.len() as u64,
             prev_kvs,
         })
+    }
+
+    /// Deletes the keys that `lease` has, in key order; answers how many.
+    pub fn delete_attached(&mut self, lease: i64) -> Result<usize, Error> {
+        let keys = self.view().attached(lease, NEWEST)?;
+        for key in &keys {
+            self.push(&Record::tombstone(key));
+            self.leave(lease);
+        }
+        Ok(keys.len())
+    }
+
+    fn push(&mut self, record: &Record<'_>) {
+        let change = Change::new(self.next(), record, self.stamp.take());
+        self.store.push(change);
+    }
+
+    /// The last change took its key from `lease`, unless that is none.
+    fn leave(&mut self, lease: i64) {
+        if lease != 0 {
+            self.store.leave(lease);
+        }
     }
 
     /// Ends the txn: its revision is taken, if it changed something.

@@ -23,11 +23,13 @@ use crate::engine::watches::Watches;
 use crate::grpc::Context;
 use crate::grpc::cluster::ClusterService;
 use crate::grpc::kv::KvService;
+use crate::grpc::lease::LeaseService;
 use crate::grpc::maintenance::MaintenanceService;
 use crate::grpc::watch::WatchService;
 use crate::proto::DESCRIPTORS;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 
 /// What a request may be larger than its limit in the log, before gRPC refuses it.
@@ -44,8 +46,7 @@ const PIECE_BYTES: usize = 64 << 10;
 const ROOM_HELD_MAX: Duration = Duration::from_secs(60);
 
 /// Services that etcd has and we do not yet.
-const NOT_BUILT: [&str; 4] = [
-    "/etcdserverpb.Lease/",
+const NOT_BUILT: [&str; 3] = [
     "/etcdserverpb.Auth/",
     "/v3lockpb.Lock/",
     "/v3electionpb.Election/",
@@ -56,6 +57,7 @@ const NOT_BUILT: [&str; 4] = [
 pub struct Services {
     kv: KvServer<KvService>,
     watch: WatchService,
+    lease: LeaseServer<LeaseService>,
     /// What is called seldom.
     others: Routes,
 }
@@ -84,12 +86,15 @@ impl Services {
             .add_service(health)
             .add_service(reflection().build_v1().map_err(Error::Reflection)?)
             .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
+        let lease = LeaseServer::new(LeaseService(Arc::clone(&context)))
+            .max_encoding_message_size(ANSWER_BYTES_MAX);
         Ok(Services {
             watch: WatchService {
                 watches: Arc::new(watches),
                 progress_interval,
                 request_bytes_max,
             },
+            lease,
             kv: KvServer::new(KvService(context))
                 .max_decoding_message_size(request_bytes_max)
                 .max_encoding_message_size(ANSWER_BYTES_MAX),
@@ -129,6 +134,8 @@ impl Services {
             self.kv.clone().call(request).await
         } else if path == WatchService::PATH {
             return self.watch.call(request).await;
+        } else if path.starts_with("/etcdserverpb.Lease/") {
+            self.lease.clone().call(request).await
         } else if NOT_BUILT.iter().any(|service| path.starts_with(service)) {
             let text = format!("{} is not supported yet", path.trim_start_matches('/'));
             return Status::unimplemented(text).into_http();

@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Refusal};
 use crate::engine::{Engine, READ_THREADS, replies};
 use crate::grpc::Context;
+use crate::lease::Timing;
 use crate::storage;
 use crate::storage::store::{Identity, Settings};
 
@@ -177,7 +178,8 @@ fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
         peer_urls: config.initial_advertise_peer_urls.clone(),
     };
     let begun = Clock::System.monotonic_millis();
-    let engine = Engine::open(&settings, identity, Clock::System);
+    let timing = Timing::new(config.election_timeout, config.heartbeat_interval);
+    let engine = Engine::open(&settings, identity, timing, Clock::System);
     let engine = engine.map_err(|cause| Error::Store {
         path: config.data_dir.clone(),
         cause,
@@ -207,6 +209,7 @@ async fn serve(
         signal(SignalKind::user_defined1())?,
         signal(SignalKind::user_defined2())?,
     ];
+    let (stop, stopping) = watch::channel(false);
     let context = Arc::new(Context {
         engine: Arc::clone(&engine),
         txn_ops_max: config.max_txn_ops,
@@ -214,8 +217,8 @@ async fn serve(
         quota_bytes: config.quota_backend_bytes,
         name: config.name.clone(),
         client_urls: config.advertise_client_urls.clone(),
+        stopping: stopping.clone(),
     });
-    let (stop, stopping) = watch::channel(false);
     let services = || Services::new(Arc::clone(&context), config.watch_progress_interval);
     let serving = Serving {
         services: services().await?,

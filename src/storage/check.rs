@@ -7,9 +7,11 @@
 //! - The versions of a key form whole generations, cut only by compaction.
 //! - What compaction at `meta.swept` removes is gone, and the floor is not above history.
 //! - `meta` counts rows and bytes right.
+//! - `attached` has a row for every key whose newest version names a lease, and no other; every
+//!   such lease is there.
 //! - The log begins where the tables end, and history runs on in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use super::log::{self, Log};
 use super::memtable::{self, Memtable};
 use super::record::{Record, key_of};
 use super::redb::meta::Meta;
-use super::redb::{Database, Progress, REVISION_BYTES, Reader};
+use super::redb::{Database, LEASE_ID_BYTES, Progress, REVISION_BYTES, Reader};
 use super::revision::Revision;
 use super::row::{Change, HistoryRow, Version};
 use super::store::{self, DATABASE_FILE};
@@ -38,6 +40,8 @@ pub struct Report {
     pub revision: u64,
     /// Where history begins.
     pub floor: Option<u64>,
+    /// Leases that are granted.
+    pub leases: u64,
     /// Bytes at the end of the log that no whole batch holds: a write that a crash cut off.
     pub torn_bytes: u64,
 }
@@ -48,6 +52,7 @@ impl fmt::Display for Report {
         writeln!(f, "  versions in the tables   {}", self.settled)?;
         writeln!(f, "  changes in the log       {}", self.unsettled)?;
         writeln!(f, "  newest revision          {}", self.revision)?;
+        writeln!(f, "  leases                   {}", self.leases)?;
         match self.floor {
             Some(floor) => write!(f, "  history begins at        {floor}")?,
             None => write!(f, "  history begins at        the first revision")?,
@@ -115,27 +120,33 @@ pub fn check(
         Ok(store::replay(&memtable, &mut upto, &batch)?)
     });
     let summary = summary.map_err(Error::from)?;
+    let pairs = memtable.attachments().into_iter();
     let tables = Tables {
         reader,
         unsettled: unsettled(&memtable),
+        pairs: pairs
+            .map(|(lease, record, together)| ((lease, key_of(&record).to_vec()), together))
+            .collect(),
     };
-    let rows = meta.history_rows + meta.index_rows;
+    let rows = meta.history_rows + meta.index_rows + meta.attached_rows;
     let mut done = 0;
     let mut step = || {
         done += 1;
         progress(done, rows);
     };
     let in_history = tables.check_history(&mut step)?;
-    let in_index = tables.check_index(&mut step)?;
-    if in_history != in_index {
+    let indexed = tables.check_index(&mut step)?;
+    if in_history != indexed.rows {
         return wrong("index", "it has rows that history lacks");
     }
+    let leases = tables.check_leases(&memtable, indexed.held, &mut step)?;
     check_log(&memtable, reader)?;
     Ok(Report {
         settled: in_history,
         unsettled: memtable.len() as u64,
         revision: upto.revision,
         floor: upto.floor,
+        leases,
         torn_bytes: summary.torn_bytes,
     })
 }
@@ -158,6 +169,16 @@ fn unsettled(memtable: &Memtable) -> BTreeMap<Revision, Change> {
 struct Tables<'a> {
     reader: &'a Reader,
     unsettled: BTreeMap<Revision, Change>,
+    /// Leases and keys that changes in the log put together or took apart: a flush may have
+    /// written of them already. Whether they are together after the last.
+    pairs: BTreeMap<(i64, Vec<u8>), bool>,
+}
+
+/// What the index holds up to the revision that the tables have come to.
+struct Indexed {
+    rows: u64,
+    /// Keys whose newest version names a lease, but for those of which the log knows more.
+    held: u64,
 }
 
 impl Tables<'_> {
@@ -246,11 +267,10 @@ impl Tables<'_> {
     }
 
     /// The versions of each key form whole generations. With as many rows as history, each of
-    /// which has one here, there is none too many. Answers how many there are up to the revision
-    /// that the tables have come to.
-    fn check_index(&self, step: &mut impl FnMut()) -> Result<u64, Finding> {
+    /// which has one here, there is none too many.
+    fn check_index(&self, step: &mut impl FnMut()) -> Result<Indexed, Finding> {
         let meta = &self.reader.meta;
-        let (mut rows, mut bytes, mut settled) = (0, 0, 0);
+        let (mut rows, mut bytes, mut settled, mut held) = (0, 0, 0, 0);
         let mut newer: Option<(Vec<u8>, Version)> = None;
         let mut finding = Ok(());
         self.reader.for_each_index(|key, at, value| {
@@ -272,8 +292,12 @@ impl Tables<'_> {
                     Some((newer_key, newer)) if newer_key == key => {
                         check_follows(newer, &version, meta.swept)
                     }
-                    Some((_, oldest)) => check_oldest(oldest, meta),
-                    None => Ok(()),
+                    before => {
+                        held += u64::from(self.is_held(key, &version));
+                        let oldest = before.as_ref().map(|(_, oldest)| oldest);
+                        let checked = oldest.map_or(Ok(()), |oldest| check_oldest(oldest, meta));
+                        checked.and_then(|()| self.check_attached(key, &version))
+                    }
                 };
                 newer = Some((key.to_vec(), version));
                 checked
@@ -289,7 +313,80 @@ impl Tables<'_> {
         if (rows, bytes) != (meta.index_rows, meta.index_bytes) {
             return wrong("meta", "rows or bytes of the index are not as counted");
         }
-        Ok(settled)
+        Ok(Indexed {
+            rows: settled,
+            held,
+        })
+    }
+
+    /// Whether `attached` must have a row for the key with this newest version.
+    fn is_held(&self, key: &[u8], newest: &Version) -> bool {
+        let lease = newest.lease;
+        lease != 0 && !self.pairs.contains_key(&(lease, key.to_vec()))
+    }
+
+    fn check_attached(&self, key: &[u8], newest: &Version) -> Result<(), Finding> {
+        if self.is_held(key, newest) && !self.reader.is_attached(newest.lease, key)? {
+            let place = format!("index, version {}", newest.revision);
+            return wrong(place, "its lease does not have the key");
+        }
+        Ok(())
+    }
+
+    /// Every key that has a lease is attached to it, of which there are `held`; no other is, and
+    /// the lease is there. Answers how many leases there are.
+    fn check_leases(
+        &self,
+        memtable: &Memtable,
+        held: u64,
+        step: &mut impl FnMut(),
+    ) -> Result<u64, Finding> {
+        let meta = &self.reader.meta;
+        let (mut leases, mut rows, mut bytes) = (BTreeSet::new(), 0, 0);
+        self.reader.for_each_lease(|id, row| {
+            rows += 1;
+            bytes += (LEASE_ID_BYTES + row.to_vec().len()) as u64;
+            leases.insert(id);
+            Ok(())
+        })?;
+        if rows != meta.lease_rows {
+            return wrong("meta", "rows of leases are not as counted");
+        }
+        for (id, row) in memtable.leases(0, usize::MAX) {
+            match row {
+                Some(_) => leases.insert(id),
+                None => leases.remove(&id),
+            };
+        }
+        let (mut attached_rows, mut attached, mut lost) = (0, 0, None);
+        self.reader.for_each_attached(None, |lease, key| {
+            attached_rows += 1;
+            bytes += (LEASE_ID_BYTES + key.len()) as u64;
+            step();
+            if !self.pairs.contains_key(&(lease, key.to_vec())) {
+                attached += 1;
+                if !leases.contains(&lease) {
+                    lost = Some(lease);
+                }
+            }
+            Ok(())
+        })?;
+        let together = self.pairs.iter().filter(|(_, together)| **together);
+        let unsettled = together.map(|((lease, _), _)| *lease);
+        lost = lost.or(unsettled.into_iter().find(|lease| !leases.contains(lease)));
+        if let Some(lease) = lost {
+            return wrong(format!("lease {lease}"), "it has keys, and is not there");
+        }
+        if attached != held {
+            return wrong("attached", "it has rows of keys that are not held so");
+        }
+        if (attached_rows, bytes) != (meta.attached_rows, meta.lease_bytes) {
+            return wrong(
+                "meta",
+                "rows of attached or bytes of leases are not as counted",
+            );
+        }
+        Ok(leases.len() as u64)
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! change ─► HistoryRow   stamp and version record, whole        table `history`, and the log
 //!      └──► Version      what the index needs to know of it     table `index`
+//! lease  ─► LeaseRow     what of a lease outlives the process    table `leases`, and the log
 //! ```
 //! The log holds decisions: a [`LogRow`] is put back into the memtable as it stands, and nothing
 //! is judged again. Decoding checks every byte and never panics; docs/format.md has the tables.
@@ -14,6 +15,9 @@ use bytes::BufMut;
 use super::record::{self, Record};
 use super::revision::Revision;
 use super::{Damaged, varint};
+
+/// The longest TTL of a lease, in seconds.
+pub const TTL_SECS_MAX: u64 = 9_000_000_000;
 
 const TOMBSTONE: u8 = 1;
 const STAMPED: u8 = 2;
@@ -163,6 +167,43 @@ impl Version {
     }
 }
 
+/// What of a lease outlives the process. When it ends is known only while the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// The TTL that was granted, in seconds, from 1 to [`TTL_SECS_MAX`].
+    pub ttl_secs: u64,
+    /// The last sign of life that was kept: a time on the scale of [`LogRow::Served`].
+    pub seen_millis: u64,
+}
+
+impl LeaseRow {
+    /// Appends the row to `out`.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        varint::put(out, self.ttl_secs);
+        varint::put(out, self.seen_millis);
+    }
+
+    /// The value of a `leases` row.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(12);
+        self.encode(&mut out);
+        out
+    }
+
+    fn take(rest: &mut &[u8]) -> Option<LeaseRow> {
+        Some(LeaseRow {
+            ttl_secs: varint::take(rest).filter(|secs| (1..=TTL_SECS_MAX).contains(secs))?,
+            seen_millis: varint::take(rest)?,
+        })
+    }
+
+    /// Reads the value of a `leases` row.
+    pub fn decode(mut bytes: &[u8]) -> Result<LeaseRow, Damaged> {
+        let row = LeaseRow::take(&mut bytes).filter(|_| bytes.is_empty());
+        row.ok_or(Damaged("a lease row that no store writes"))
+    }
+}
+
 /// One decision in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogRow<'a> {
@@ -172,11 +213,24 @@ pub enum LogRow<'a> {
     Floor(u64),
     /// The server started, for the n-th time on this data: etcd's raft term.
     Term(u64),
+    /// A lease, granted or seen alive.
+    Lease(i64, LeaseRow),
+    /// The lease is gone.
+    Revoke(i64),
+    /// The change before this row took its key from this lease.
+    Left(i64),
+    /// The server has run for so many milliseconds in all, on this data: the time that leases
+    /// live by. Downtime does not count.
+    Served(u64),
 }
 
 const CHANGE: u8 = 1;
 const FLOOR: u8 = 2;
 const TERM: u8 = 3;
+const LEASE: u8 = 4;
+const REVOKE: u8 = 5;
+const LEFT: u8 = 6;
+const SERVED: u8 = 7;
 
 impl<'a> LogRow<'a> {
     /// Appends the row to a batch.
@@ -197,6 +251,23 @@ impl<'a> LogRow<'a> {
                 out.push(TERM);
                 varint::put(out, *term);
             }
+            LogRow::Lease(id, row) => {
+                out.push(LEASE);
+                varint::put(out, *id as u64);
+                row.encode(out);
+            }
+            LogRow::Revoke(id) => {
+                out.push(REVOKE);
+                varint::put(out, *id as u64);
+            }
+            LogRow::Left(id) => {
+                out.push(LEFT);
+                varint::put(out, *id as u64);
+            }
+            LogRow::Served(millis) => {
+                out.push(SERVED);
+                varint::put(out, *millis);
+            }
         }
     }
 
@@ -206,6 +277,7 @@ impl<'a> LogRow<'a> {
         let (&tag, tail) = rest.split_first().ok_or(WHAT)?;
         *rest = tail;
         let mut number = || varint::take(rest).ok_or(WHAT);
+        let lease = |id: u64| if id == 0 { Err(WHAT) } else { Ok(id as i64) };
         match tag {
             CHANGE => {
                 let main = number()?;
@@ -216,6 +288,13 @@ impl<'a> LogRow<'a> {
             }
             FLOOR => Ok(LogRow::Floor(number()?)),
             TERM => Ok(LogRow::Term(number()?)),
+            LEASE => {
+                let id = lease(number()?)?;
+                Ok(LogRow::Lease(id, LeaseRow::take(rest).ok_or(WHAT)?))
+            }
+            REVOKE => Ok(LogRow::Revoke(lease(number()?)?)),
+            LEFT => Ok(LogRow::Left(lease(number()?)?)),
+            SERVED => Ok(LogRow::Served(number()?)),
             _ => Err(WHAT),
         }
     }
@@ -381,11 +460,25 @@ mod tests {
             LogRow::Floor(7).encode(&mut batch);
             LogRow::Change(revision, change.history_row()).encode(&mut batch);
             LogRow::Term(3).encode(&mut batch);
+            let lease = LeaseRow { ttl_secs: 60, seen_millis: revision.main };
+            let others = [
+                LogRow::Lease(i64::MIN, lease),
+                LogRow::Revoke(-1),
+                LogRow::Left(i64::MAX),
+                LogRow::Served(0),
+            ];
+            for row in &others {
+                row.encode(&mut batch);
+            }
             let rest = &mut &batch[..];
             prop_assert_eq!(LogRow::take(rest)?, LogRow::Floor(7));
             let LogRow::Change(at, row) = LogRow::take(rest)? else { panic!("a change") };
             prop_assert_eq!(Change::from_log(at, &row)?, change.clone());
             prop_assert_eq!(LogRow::take(rest)?, LogRow::Term(3));
+            for row in others {
+                prop_assert_eq!(LogRow::take(rest)?, row);
+            }
+            prop_assert_eq!(LeaseRow::decode(&lease.to_vec())?, lease);
             prop_assert!(rest.is_empty());
             let index = change.version().encode();
             prop_assert_eq!(Version::decode(revision, &index)?, change.version());

@@ -1,7 +1,7 @@
 //! The store, as the one writer has it: decide, log, publish.
 //!
 //! ```text
-//! begin_batch ─► push, raise_floor ─► commit ─► publish
+//! begin_batch ─► push, … ─► commit ─► publish
 //!                 memtable, rows        log       views
 //!                        └─► take_back            as if the batch had never been
 //! ```
@@ -21,7 +21,7 @@ use super::memtable::Memtable;
 use super::redb::meta::Meta;
 use super::redb::{Database, Progress};
 use super::revision::Revision;
-use super::row::{Change, LogRow};
+use super::row::{Change, LeaseRow, LogRow};
 use super::settler::Settler;
 use super::space::Space;
 use super::view::View;
@@ -104,6 +104,7 @@ pub struct Store {
     committed: Progress,
     /// Changes in the active memtable when the batch began.
     changes_before: usize,
+    leases_before: usize,
     rows: Vec<u8>,
     /// Bytes of rows that the log took since the last sealing.
     logged_bytes: usize,
@@ -173,6 +174,7 @@ impl Store {
             decided,
             committed: decided,
             changes_before: 0,
+            leases_before: 0,
             rows: Vec::new(),
             logged_bytes: replayed_bytes,
         };
@@ -224,6 +226,7 @@ impl Store {
         );
         self.view = View::clone(&self.views.current.load());
         self.changes_before = self.view.active.len();
+        self.leases_before = self.view.active.leases_len();
     }
 
     /// Adds a change to the batch, newer than all before it.
@@ -231,6 +234,41 @@ impl Store {
         let row = LogRow::Change(change.revision, change.history_row());
         row.encode(&mut self.rows);
         self.view.active.push(change);
+    }
+
+    /// The change that was pushed last took its key from `lease`.
+    pub fn leave(&mut self, lease: i64) {
+        LogRow::Left(lease).encode(&mut self.rows);
+        self.view.active.leave(lease);
+    }
+
+    /// Keeps a lease, as part of the batch: granted, or seen alive.
+    pub fn keep_lease(&mut self, id: i64, row: LeaseRow) {
+        LogRow::Lease(id, row).encode(&mut self.rows);
+        self.view.active.push_lease(id, Some(row));
+    }
+
+    /// Removes a lease, as part of the batch.
+    pub fn remove_lease(&mut self, id: i64) {
+        LogRow::Revoke(id).encode(&mut self.rows);
+        self.view.active.push_lease(id, None);
+    }
+
+    /// Milliseconds that the server has run in all, as far as they were kept.
+    pub fn served(&self) -> u64 {
+        self.decided.served
+    }
+
+    /// Keeps, as part of the batch, how long the server has run in all.
+    pub fn keep_served(&mut self, millis: u64) {
+        assert!(millis >= self.decided.served, "time runs on");
+        self.decided.served = millis;
+        LogRow::Served(millis).encode(&mut self.rows);
+    }
+
+    /// Counts a command that changed something without a revision: etcd's raft index.
+    pub fn count_command(&mut self) {
+        self.decided.index += 1;
     }
 
     /// Ends a txn: `revision` is the newest from here on.
@@ -253,10 +291,6 @@ impl Store {
         self.view.floor = Some(revision);
         LogRow::Floor(revision).encode(&mut self.rows);
         self.count_command();
-    }
-
-    fn count_command(&mut self) {
-        self.decided.index += 1;
     }
 
     /// Puts the batch on disk. After [`Error::NoSpace`] the batch can be taken back; any other
@@ -293,6 +327,7 @@ impl Store {
     /// Takes the batch back, which was not committed.
     pub fn take_back(&mut self) {
         self.view.active.truncate(self.changes_before);
+        self.view.active.truncate_leases(self.leases_before);
         self.rows.clear();
         self.decided = self.committed;
         self.view.floor = self.committed.floor;
@@ -382,6 +417,20 @@ pub(crate) fn replay(
                 decided.floor = Some(floor);
             }
             LogRow::Term(term) => decided.term = term,
+            LogRow::Lease(id, row) => memtable.push_lease(id, Some(row)),
+            LogRow::Revoke(id) => memtable.push_lease(id, None),
+            LogRow::Left(lease) => {
+                if last.is_none() {
+                    return Err(Damaged("a key leaves a lease in no change"));
+                }
+                memtable.leave(lease);
+            }
+            LogRow::Served(millis) => {
+                if millis < decided.served {
+                    return Err(Damaged("the server's time goes back in the log"));
+                }
+                decided.served = millis;
+            }
         }
     }
     decided.batch = batch.number;
@@ -442,6 +491,7 @@ mod tests {
             revision: 1,
             floor: None,
             term: 0,
+            served: 0,
         };
         let batch = log::Batch {
             number: 1,

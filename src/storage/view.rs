@@ -11,6 +11,7 @@
 //! A view never changes. What it holds of redb pins pages of the file, so a view is taken for one
 //! request, or one slice of a long one, and let go.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use super::memtable::{CHUNK, Found, Memtable};
 use super::record::key_of;
 use super::redb::{Keys, Reader};
 use super::revision::Revision;
-use super::row::{Change, Version};
+use super::row::{Change, LeaseRow, Version};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -195,6 +196,57 @@ impl View {
         }
     }
 
+    /// The keys that `lease` has at revision `main`, in order; `main` is this view's, or newer.
+    pub fn attached(&self, lease: i64, main: u64) -> Result<Vec<Vec<u8>>, Error> {
+        let mut keys = BTreeSet::new();
+        // What no memtable knows of is as the tables say.
+        let unsettled = |key: &[u8]| {
+            let mut found = self.memtables().map(|memtable| memtable.newest(key, main));
+            found.find_map(|found| found)
+        };
+        self.settled.for_each_attached(Some(lease), |_, key| {
+            if unsettled(key).is_none() {
+                keys.insert(key.to_vec());
+            }
+            Ok(())
+        })?;
+        for memtable in self.memtables() {
+            for record in memtable.given_to(lease) {
+                let key = key_of(&record);
+                if unsettled(key).is_some_and(|found| found.version.lease == lease) {
+                    keys.insert(key.to_vec());
+                }
+            }
+        }
+        Ok(keys.into_iter().collect())
+    }
+
+    /// How many leases there are at most.
+    pub fn leases_max(&self) -> usize {
+        let unsettled: usize = self.memtables().map(|memtable| memtable.leases_len()).sum();
+        self.settled.meta.lease_rows as usize + unsettled
+    }
+
+    /// Visits the leases of the tables, and then all that has become of leases since, this batch
+    /// included, oldest first; `None` is gone.
+    pub fn for_each_lease(
+        &self,
+        mut visit: impl FnMut(i64, Option<LeaseRow>),
+    ) -> Result<(), Error> {
+        self.settled.for_each_lease(|id, row| {
+            visit(id, Some(row));
+            Ok(())
+        })?;
+        for memtable in self.sealed.iter().chain([&self.active]) {
+            for place in (0..memtable.leases_len()).step_by(CHUNK) {
+                for (id, row) in memtable.leases(place, CHUNK) {
+                    visit(id, row);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What `meta` said at the last commit.
     pub fn settled(&self) -> &Reader {
         &self.settled
@@ -205,7 +257,7 @@ impl View {
     pub fn data_bytes(&self) -> u64 {
         let meta = &self.settled.meta;
         let waiting: usize = self.memtables().map(|memtable| memtable.rows_bytes()).sum();
-        meta.history_bytes + meta.index_bytes + waiting as u64
+        meta.history_bytes + meta.index_bytes + meta.lease_bytes + waiting as u64
     }
 
     fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {

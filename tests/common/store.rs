@@ -1,21 +1,23 @@
 //! A store of a test: an engine over two folders of its own, asked from a plain function.
 //!
-//! Its parts are small, so that a handful of requests fills a memtable and a segment. Time stands
-//! still. When it is dropped it is stopped, and `storage::check` must find its files sound.
+//! Its parts are small, so that a handful of requests fills a memtable and a segment. Time moves
+//! when the test moves it. When it is dropped it is stopped, and `storage::check` must find its files sound.
 
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::thread;
 
 use bytes::Bytes;
 use metastore::clock::Clock;
-use metastore::engine::Engine;
+use metastore::engine::command::Granted;
+use metastore::engine::{Engine, KeptAlive, TimeToLive};
 use metastore::grpc::Context;
 use metastore::grpc::kv::KvService;
+use metastore::lease::Timing;
 use metastore::mvcc::Error;
 use metastore::mvcc::model::Change;
 use metastore::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
@@ -44,6 +46,8 @@ pub(crate) enum Write {
     DeleteRange(DeleteRange),
     Txn(Txn),
     Compact { revision: i64, physical: bool },
+    Grant { id: i64, ttl_secs: i64 },
+    Revoke(i64),
 }
 
 /// What it answers.
@@ -53,6 +57,8 @@ pub(crate) enum Answer {
     DeleteRange(Deleted),
     Txn(Decided),
     Compact(u64),
+    Granted(Granted),
+    Revoked(u64),
 }
 
 /// What the tables hold when the store is stopped.
@@ -69,6 +75,8 @@ pub(crate) struct TestStore {
     folders: TempDir,
     runtime: Runtime,
     running: Option<Running>,
+    /// In microseconds, from life to life.
+    time: Arc<AtomicU64>,
 }
 
 struct Running {
@@ -83,6 +91,7 @@ impl TestStore {
         let runtime = Builder::new_current_thread().enable_all().build();
         let mut store = TestStore {
             running: None,
+            time: Arc::new(AtomicU64::new(1_000_000)),
             folders,
             runtime: runtime.expect("a runtime can be built"),
         };
@@ -105,8 +114,9 @@ impl TestStore {
             member_id: 2,
             peer_urls: vec!["http://localhost:2380".to_owned()],
         };
-        let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
-        let engine = Engine::open(&settings, identity, clock).expect("the store opens");
+        let clock = Clock::Manual(Arc::clone(&self.time));
+        let engine =
+            Engine::open(&settings, identity, Timing::default(), clock).expect("the store opens");
         self.running = Some(Running {
             engine: Arc::new(engine),
             life,
@@ -145,6 +155,44 @@ impl TestStore {
     pub(crate) fn compact(&self, revision: i64, physical: bool) -> Result<u64, Error> {
         self.runtime
             .block_on(self.engine().compact(revision, physical))
+    }
+
+    /// Grants a lease.
+    pub(crate) fn grant(&self, id: i64, ttl_secs: i64) -> Result<Granted, Error> {
+        self.runtime.block_on(self.engine().grant(id, ttl_secs))
+    }
+
+    /// Removes a lease.
+    pub(crate) fn revoke(&self, id: i64) -> Result<u64, Error> {
+        self.runtime.block_on(self.engine().revoke(id))
+    }
+
+    /// Lets a lease run anew.
+    pub(crate) fn keep_alive(&self, id: i64) -> Result<KeptAlive, Error> {
+        self.runtime.block_on(self.engine().keep_alive(id))
+    }
+
+    /// How a lease stands, and its keys.
+    pub(crate) fn time_to_live(&self, id: i64) -> Result<TimeToLive, Error> {
+        self.runtime.block_on(self.engine().time_to_live(id, true))
+    }
+
+    /// All leases, soonest to end first.
+    pub(crate) fn leases(&self) -> Result<Vec<i64>, Error> {
+        let answer = self.runtime.block_on(self.engine().leases());
+        answer.map(|(ids, _, _room)| ids)
+    }
+
+    /// Lets time pass, and what has run out then expire.
+    pub(crate) fn pass(&self, secs: u64) {
+        self.move_clock(secs);
+        let expired = self.runtime.block_on(self.engine().expire_due());
+        expired.expect("what has run out can go");
+    }
+
+    /// Lets time pass, and nobody look.
+    pub(crate) fn move_clock(&self, secs: u64) {
+        self.time.fetch_add(secs * 1_000_000, Ordering::Relaxed);
     }
 
     /// Asks the writer all of `writes` before it answers any, so that they share batches.
@@ -190,6 +238,7 @@ impl TestStore {
             quota_bytes: 0,
             name: String::new(),
             client_urls: Vec::new(),
+            stopping: tokio::sync::watch::channel(false).1,
         }));
         self.runtime.block_on(async {
             let stream = service.range_stream(tonic::Request::new(request)).await?;
@@ -276,6 +325,8 @@ async fn ask(engine: &Arc<Engine>, write: Write) -> Result<Answer, Error> {
         Write::Compact { revision, physical } => {
             Answer::Compact(engine.compact(revision, physical).await?)
         }
+        Write::Grant { id, ttl_secs } => Answer::Granted(engine.grant(id, ttl_secs).await?),
+        Write::Revoke(id) => Answer::Revoked(engine.revoke(id).await?),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What was sent, and what the store must hold after each step of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use metastore::mvcc::request::{
@@ -11,6 +11,10 @@ use metastore::storage::key_range::KeyRange;
 
 /// Few, so that they meet.
 const KEYS: u64 = 8;
+const LEASES: u64 = 6;
+
+/// Longer than any test takes, in seconds.
+pub const TTL_SECS: i64 = 1_000_000;
 
 /// One thing that is asked of the engine.
 #[derive(Debug, Clone)]
@@ -18,7 +22,13 @@ pub enum Ask {
     Put(Put),
     Delete(DeleteRange),
     Txn(Txn),
-    Compact { revision: u64, physical: bool },
+    Compact {
+        revision: u64,
+        physical: bool,
+    },
+    /// For longer than any test takes.
+    Grant(i64),
+    Revoke(i64),
 }
 
 /// A key as it stands at a revision.
@@ -28,6 +38,7 @@ pub struct Pair {
     pub modified: u64,
     pub version: u64,
     pub value: Bytes,
+    pub lease: i64,
 }
 
 pub type Pairs = BTreeMap<Bytes, Pair>;
@@ -40,6 +51,8 @@ pub type Place = (u64, Option<u64>);
 pub struct Model {
     /// After so many steps: the newest revision, and the floor.
     pub places: Vec<Place>,
+    /// After so many steps: the leases that there are.
+    pub leases: Vec<BTreeSet<i64>>,
     /// At each revision, from 0 on.
     pub pairs: Vec<Pairs>,
 }
@@ -48,6 +61,7 @@ impl Model {
     pub fn new() -> Model {
         Model {
             places: vec![(1, None)],
+            leases: vec![BTreeSet::new()],
             pairs: vec![Pairs::new(), Pairs::new()],
         }
     }
@@ -65,6 +79,7 @@ impl Model {
     /// Forgets all steps behind the first so many.
     pub fn truncate(&mut self, steps: usize) {
         self.places.truncate(steps + 1);
+        self.leases.truncate(steps + 1);
         self.pairs.truncate(self.place().0 as usize + 1);
     }
 
@@ -72,7 +87,12 @@ impl Model {
     pub fn step(&mut self, random: &mut SplitMix) -> Ask {
         let (revision, floor) = self.place();
         let oldest = floor.map_or(1, |floor| floor + 1);
-        let ask = match random.below(20) {
+        let ask = match random.below(26) {
+            20..=21 => self.any_lease_step(random),
+            22..=25 => Ask::Put(Put {
+                lease: self.any_lease(random).unwrap_or(0),
+                ..any_put(random)
+            }),
             0..=10 => Ask::Put(any_put(random)),
             11..=12 => Ask::Delete(any_delete(random)),
             13..=17 => Ask::Txn(any_txn(random)),
@@ -86,10 +106,28 @@ impl Model {
         ask
     }
 
+    fn any_lease(&self, random: &mut SplitMix) -> Option<i64> {
+        let leases = &self.leases[self.steps()];
+        let place = random.below(leases.len().max(1) as u64);
+        leases.iter().nth(place as usize).copied()
+    }
+
+    /// Grants a lease that is not there, or revokes one that is.
+    fn any_lease_step(&self, random: &mut SplitMix) -> Ask {
+        let id = random.below(LEASES) as i64 - 1;
+        match self.any_lease(random) {
+            Some(id) if random.below(3) == 0 => Ask::Revoke(id),
+            _ if id != 0 && !self.leases[self.steps()].contains(&id) => Ask::Grant(id),
+            Some(id) => Ask::Revoke(id),
+            None => Ask::Grant(1),
+        }
+    }
+
     /// Takes a step that is given.
     pub fn take(&mut self, ask: &Ask) {
         let (newest, mut floor) = self.place();
         let mut pairs = self.pairs[newest as usize].clone();
+        let mut leases = self.leases[self.steps()].clone();
         let main = newest + 1;
         let changed = match ask {
             Ask::Put(request) => put(&mut pairs, main, request),
@@ -111,10 +149,21 @@ impl Model {
                 floor = Some(*revision);
                 false
             }
+            Ask::Grant(id) => {
+                assert!(leases.insert(*id), "it was not there");
+                false
+            }
+            Ask::Revoke(id) => {
+                assert!(leases.remove(id), "it was there");
+                let before = pairs.len();
+                pairs.retain(|_, pair| pair.lease != *id);
+                pairs.len() < before
+            }
         };
         if changed {
             self.pairs.push(pairs);
         }
+        self.leases.push(leases);
         self.places.push((newest + u64::from(changed), floor));
     }
 }
@@ -126,6 +175,7 @@ fn put(pairs: &mut Pairs, main: u64, put: &Put) -> bool {
         modified: main,
         version: before.map_or(0, |before| before.version) + 1,
         value: put.value.clone(),
+        lease: put.lease,
     };
     pairs.insert(put.key.clone(), pair);
     true

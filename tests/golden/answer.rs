@@ -231,7 +231,7 @@ fn key_value(kv: &KeyValue) -> String {
     format!("{key}={value} create={create_revision} mod={mod_revision} version={version}{lease}")
 }
 
-fn bytes(bytes: &[u8]) -> String {
+pub(crate) fn bytes(bytes: &[u8]) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./@".contains(byte);
     if bytes.len() > SHOWN_BYTES_MAX && bytes.iter().all(|byte| *byte == FILLING) {
         return format!("<{} bytes>", bytes.len());

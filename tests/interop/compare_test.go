@@ -3,7 +3,9 @@ package interop
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -26,6 +28,9 @@ type answer struct {
 // stableSortMax is the greatest number of keys that etcd sorts stably; above it ties may stand in any order.
 const stableSortMax = 12
 
+// leaseAgeMax is longer than any run, in seconds.
+const leaseAgeMax = 9000
+
 // difference tells how B's answer to a request differs from A's; empty if they are equal.
 func difference(request proto.Message, a, b answer) string {
 	if (a.err != nil) != (b.err != nil) {
@@ -38,6 +43,7 @@ func difference(request proto.Message, a, b answer) string {
 	for _, message := range []proto.Message{one, other} {
 		hideIdentity(message)
 		orderTies(request, message)
+		hideTime(message)
 	}
 	if !proto.Equal(one, other) {
 		return "they differ in a field"
@@ -71,6 +77,20 @@ func hideIdentity(message proto.Message) {
 			}
 		}
 	})
+}
+
+// hideTime makes what is left of a lease all or nothing, since the servers were not asked at one moment, and brings what
+// has no order, or the order of such moments, into one.
+func hideTime(message proto.Message) {
+	switch message := message.(type) {
+	case *pb.LeaseTimeToLiveResponse:
+		if message.TTL > 0 && message.TTL >= message.GrantedTTL-leaseAgeMax {
+			message.TTL = message.GrantedTTL
+		}
+		slices.SortFunc(message.Keys, bytes.Compare)
+	case *pb.LeaseLeasesResponse:
+		slices.SortFunc(message.Leases, func(a, b *pb.LeaseStatus) int { return cmp.Compare(a.ID, b.ID) })
+	}
 }
 
 // walk visits a message and all messages in it.

@@ -63,6 +63,8 @@ func TestServersAnswerAlike(t *testing.T) {
 var outcomesExpected = []string{
 	"Range: ok", "RangeStream: ok", "Put: ok", "DeleteRange: ok", "Txn: ok", "Compaction: ok",
 	"key is not provided", "value is provided", "lease is provided", "key not found", "lease not found",
+	"LeaseGrant: ok", "LeaseRevoke: ok", "LeaseTimeToLive: ok", "LeaseLeases: ok", "LeaseKeepAlive: ok",
+	"lease already exists", "too large lease TTL", "LeaseRevoke: etcdserver: requested lease not found",
 	"invalid sort option", "custom sort orders", "revision filters",
 	"too many operations", "duplicate key", "request is too large", "received message larger",
 	"Range: etcdserver: mvcc: required revision has been compacted", "Range: etcdserver: mvcc: required revision is a future revision",
@@ -203,6 +205,16 @@ func (s *server) ask(request proto.Message) answer {
 		return answerOf(kv.Txn(ctx, request))
 	case *pb.CompactionRequest:
 		return answerOf(kv.Compact(ctx, request))
+	case *pb.LeaseGrantRequest:
+		return answerOf(pb.NewLeaseClient(s.conn).LeaseGrant(ctx, request))
+	case *pb.LeaseRevokeRequest:
+		return answerOf(pb.NewLeaseClient(s.conn).LeaseRevoke(ctx, request))
+	case *pb.LeaseTimeToLiveRequest:
+		return answerOf(pb.NewLeaseClient(s.conn).LeaseTimeToLive(ctx, request))
+	case *pb.LeaseLeasesRequest:
+		return answerOf(pb.NewLeaseClient(s.conn).LeaseLeases(ctx, request))
+	case *pb.LeaseKeepAliveRequest:
+		return answerOf(keptAlive(ctx, pb.NewLeaseClient(s.conn), request))
 	}
 	panic(fmt.Sprintf("no call takes a %T", request))
 }
@@ -212,6 +224,28 @@ func answerOf[M proto.Message](message M, err error) answer {
 		return answer{err: err}
 	}
 	return answer{message: message}
+}
+
+// keptAlive sends one request on a stream of its own, which must then end in good order.
+func keptAlive(ctx context.Context, leases pb.LeaseClient, request *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {
+	stream, err := leases.LeaseKeepAlive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(request); err != nil {
+		return nil, err
+	}
+	answer, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	if next, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("the stream goes on with %v, %v", next, err)
+	}
+	return answer, nil
 }
 
 // mergedStream reads a streamed range and joins its parts: all but the last may hold keys only.

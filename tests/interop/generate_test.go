@@ -19,6 +19,9 @@ const (
 	messageTooLarge = 2_200_000 // above gRPC's
 )
 
+// leaseIDs are few, so that puts meet leases that are there.
+var leaseIDs = []int64{-1, 1, 2, math.MinInt64}
+
 // generator makes requests that suit what the servers hold.
 //
 // etcd refuses most txns that delete and put one key, but its check has holes, and what passes through them can end its
@@ -71,8 +74,29 @@ func (g *generator) request() proto.Message {
 		return &pb.RangeRequest{Key: bytes.Repeat([]byte{'x'}, messageTooLarge)}
 	case n < 976:
 		return g.manyOps()
+	case n < 992:
+		return g.aboutLease()
 	default:
 		return &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: g.someRevision()}
+	}
+}
+
+// aboutLease grants leases that outlive the run, and asks for some that are not there.
+func (g *generator) aboutLease() proto.Message {
+	id := leaseIDs[g.random.IntN(len(leaseIDs))]
+	switch g.random.IntN(9) {
+	case 8:
+		return &pb.LeaseLeasesRequest{}
+	case 0:
+		return &pb.LeaseRevokeRequest{ID: id}
+	case 1:
+		return &pb.LeaseKeepAliveRequest{ID: id}
+	case 2, 3:
+		return &pb.LeaseTimeToLiveRequest{ID: id, Keys: g.oneIn(2)}
+	case 4:
+		return &pb.LeaseGrantRequest{ID: id, TTL: []int64{9_000_000_000, 9_000_000_001, math.MaxInt64}[g.random.IntN(3)]}
+	default:
+		return &pb.LeaseGrantRequest{ID: id, TTL: 10_000 + g.random.Int64N(1000)}
 	}
 }
 
@@ -157,8 +181,8 @@ func (g *generator) lease() int64 {
 	switch g.random.IntN(25) {
 	case 0:
 		return 1 + g.random.Int64N(1000)
-	case 1:
-		return -1
+	case 1, 2, 3, 4, 5:
+		return leaseIDs[g.random.IntN(len(leaseIDs))]
 	default:
 		return 0
 	}

@@ -38,6 +38,14 @@ pub struct Meta {
     pub history_bytes: u64,
     /// Bytes of the rows of `index`, keys and values.
     pub index_bytes: u64,
+    /// Milliseconds that the server has run on this data, as far as they were kept.
+    pub served: u64,
+    /// Rows in `leases`.
+    pub lease_rows: u64,
+    /// Rows in `attached`.
+    pub attached_rows: u64,
+    /// Bytes of the rows of both, keys and values.
+    pub lease_bytes: u64,
 }
 
 type MetaTable<'txn> = Table<'txn, &'static str, &'static [u8]>;
@@ -60,6 +68,10 @@ impl Meta {
             index_rows: 0,
             history_bytes: 0,
             index_bytes: 0,
+            served: 0,
+            lease_rows: 0,
+            attached_rows: 0,
+            lease_bytes: 0,
         }
     }
 
@@ -79,6 +91,10 @@ impl Meta {
             ("index_rows", self.index_rows),
             ("history_bytes", self.history_bytes),
             ("index_bytes", self.index_bytes),
+            ("served", self.served),
+            ("lease_rows", self.lease_rows),
+            ("attached_rows", self.attached_rows),
+            ("lease_bytes", self.lease_bytes),
         ] {
             table.insert(name, &number.to_be_bytes()[..])?;
         }
@@ -122,6 +138,10 @@ impl Meta {
             index_rows: needed("index_rows")?,
             history_bytes: needed("history_bytes")?,
             index_bytes: needed("index_bytes")?,
+            served: needed("served")?,
+            lease_rows: needed("lease_rows")?,
+            attached_rows: needed("attached_rows")?,
+            lease_bytes: needed("lease_bytes")?,
         })
     }
 }
