@@ -45,6 +45,10 @@ use crate::storage::view::View;
 /// Reads that run at once on threads of their own.
 pub const READ_THREADS: usize = 4;
 
+/// Slices of history that are read at once for watchers, on further threads: so long reads do not
+/// keep watchers waiting.
+pub const WATCH_THREADS: usize = 2;
+
 /// Keys that a read may look at on the caller's thread: about a quarter of a millisecond.
 const INLINE_KEYS_MAX: usize = 512;
 
@@ -68,6 +72,7 @@ pub struct Engine {
     term: u64,
     counts: Counts,
     read_threads: Arc<Semaphore>,
+    watch_threads: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
     failed: Arc<Failed>,
     /// The newest revision, for those who wait for the next.
@@ -105,6 +110,7 @@ impl Engine {
             term: store.term(),
             counts: Counts::default(),
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
+            watch_threads: Arc::new(Semaphore::new(WATCH_THREADS)),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
             failed: Arc::clone(&failed),
             published,
@@ -367,12 +373,20 @@ impl Engine {
         self: &Arc<Self>,
         read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, Error> {
+        self.read_apart_on(&self.read_threads, read).await
+    }
+
+    async fn read_apart_on<T: Send + 'static>(
+        self: &Arc<Self>,
+        threads: &Arc<Semaphore>,
+        read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<T, Error> {
         let read = Arc::new(read);
         let mut view = self.view();
         loop {
             let read = Arc::clone(&read);
             let in_this = move |view: &View, counts: &Counts| read(view, counts);
-            match self.run_apart(Arc::clone(&view), in_this).await {
+            match self.run_apart_on(threads, Arc::clone(&view), in_this).await {
                 Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
                 done => return self.unless_failed(done),
             }
@@ -396,8 +410,17 @@ impl Engine {
         view: Arc<View>,
         read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let threads = Arc::clone(&self.read_threads);
-        let thread = threads.acquire_owned().await.map_err(|_| Error::Stopped)?;
+        self.run_apart_on(&self.read_threads, view, read).await
+    }
+
+    async fn run_apart_on<T: Send + 'static>(
+        self: &Arc<Self>,
+        threads: &Arc<Semaphore>,
+        view: Arc<View>,
+        read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let thread = Arc::clone(threads).acquire_owned().await;
+        let thread = thread.map_err(|_| Error::Stopped)?;
         let engine = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             // It is taken until the read has ended, though who asked may have gone.

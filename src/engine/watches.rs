@@ -10,16 +10,20 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::yield_now;
 
 use super::Engine;
 use crate::mvcc::Error;
+use crate::storage;
 use crate::watch::answer::{Answer, End, Origin};
 use crate::watch::catch_up::{Plan, Slice};
 use crate::watch::hub::{Hub, Limits, StreamKey};
 use crate::watch::live::Step;
 use crate::watch::watcher::Create;
+
+/// Streams whose watchers catch up at a time.
+const TURNS: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ pub struct Watches {
     stir: Notify,
     /// The hub has come further.
     present: Notify,
+    turns: Semaphore,
 }
 
 /// One client's stream of watches; closed when it is dropped.
@@ -56,6 +61,7 @@ impl Watches {
             hub: Mutex::new(Hub::new(origin, Limits::new(fragment_bytes))),
             stir: Notify::new(),
             present: Notify::new(),
+            turns: Semaphore::new(TURNS),
         }
     }
 
@@ -88,30 +94,24 @@ impl Watches {
             published.borrow_and_update();
             let step = self.hub().advance(&self.engine.view());
             self.present.notify_waiters();
-            match step {
-                Step::More => yield_now().await,
-                Step::LookUp(prevs) => {
-                    let looked_up = self.engine.read_apart(move |view, _| {
-                        let mut prevs = prevs.clone();
-                        prevs.look_up(view)?;
-                        Ok(prevs)
-                    });
-                    match looked_up.await {
-                        Ok(prevs) => self.hub().looked_up(prevs),
-                        Err(_) => return self.stop(),
+            if step == Step::More {
+                yield_now().await;
+                continue;
+            }
+            let (listening, hungry) = {
+                let hub = self.hub();
+                (hub.is_listening(), hub.has_hungry())
+            };
+            if hungry {
+                continue;
+            }
+            tokio::select! {
+                changed = published.changed(), if listening => {
+                    if changed.is_err() {
+                        return self.stop();
                     }
                 }
-                Step::Idle => {
-                    let listening = self.hub().is_listening();
-                    tokio::select! {
-                        changed = published.changed(), if listening => {
-                            if changed.is_err() {
-                                return self.stop();
-                            }
-                        }
-                        () = self.stir.notified() => {}
-                    }
-                }
+                () = self.stir.notified() => {}
             }
         }
     }
@@ -119,6 +119,10 @@ impl Watches {
     /// Reads for the stream's watchers that are behind, while its client takes what they hear.
     async fn catch_up(self: Arc<Self>, key: StreamKey) {
         loop {
+            // So many streams at a time, in turn: others want the thread as well.
+            let Ok(_turn) = self.turns.acquire().await else {
+                return;
+            };
             let Some(plan) = self.hub().plan(key) else {
                 return;
             };
@@ -135,13 +139,25 @@ impl Watches {
 
     async fn read(&self, plan: &Arc<Plan>) -> Result<Slice, Error> {
         let view = self.engine.view();
-        if plan.is_quick(&view) {
-            return Ok(plan.read(&view, true)?);
+        if plan.is_quick(&view)
+            && let Some(slice) = plan.read(&view, true)?
+        {
+            return Ok(slice);
         }
         drop(view);
-        let plan = Arc::clone(plan);
-        let read = move |view: &_, _: &_| Ok(plan.read(view, false)?);
-        self.engine.read_apart(read).await
+        loop {
+            let plan = Arc::clone(plan);
+            let read = move |view: &_, _: &_| Ok(plan.read(view, false)?);
+            match self
+                .engine
+                .read_apart_on(&self.engine.watch_threads, read)
+                .await
+            {
+                // A full disk keeps the database closed; what is asked for is not lost by waiting.
+                Err(Error::Storage(storage::Error::Closed)) => {}
+                read => return Ok(read?.expect("what need not be quick is read")),
+            }
+        }
     }
 
     fn hub(&self) -> MutexGuard<'_, Hub> {

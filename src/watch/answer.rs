@@ -64,7 +64,8 @@ impl Answer {
     pub fn bytes(&self) -> usize {
         match self {
             Answer::Events { fields, .. } => {
-                ANSWER_BYTES + fields.iter().map(Bytes::len).sum::<usize>()
+                let field_bytes = |field: &Bytes| size_of::<Bytes>() + field.len();
+                ANSWER_BYTES + fields.iter().map(field_bytes).sum::<usize>()
             }
             _ => ANSWER_BYTES,
         }

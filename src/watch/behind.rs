@@ -3,21 +3,12 @@
 //! For each stream with watchers behind and room for what they hear, plans are made, read and
 //! settled one after the other. Whoever was served last stands last in the next plan.
 
-use bytes::Bytes;
-use smallvec::SmallVec;
-
 use super::answer::Answer;
-use super::catch_up::{Plan, Reader, Slice};
+use super::catch_up::{Plan, Read, Reader, Slice};
 use super::hub::{Hub, StreamKey};
 use super::watcher::{State, Watcher};
 
-/// Watchers that share a slice.
-const READERS_MAX: usize = 100;
-
-/// Revisions by which watchers that share a slice may differ at its beginning.
-const APART_MAX: u64 = 1000;
-
-/// Watchers behind that are looked at for one plan.
+/// Watchers behind that are passed over for one plan.
 const LOOKS_MAX: usize = 1000;
 
 impl Hub {
@@ -45,12 +36,15 @@ impl Hub {
         }
     }
 
-    /// A synced watcher goes on by itself.
-    pub(super) fn falls_behind(&mut self, slot: u32) {
+    /// A synced watcher goes on by itself, from revision `next` on.
+    pub(super) fn falls_behind(&mut self, slot: u32, next: u64) {
         self.forget(slot);
         let watcher = &mut self.watchers[slot as usize];
         watcher.state = State::Behind;
-        self.streams[watcher.stream].behind.push_back(slot);
+        watcher.next = watcher.next.max(next);
+        let (stream, serial) = (watcher.stream, watcher.serial);
+        self.streams[stream].behind.push_back((slot, serial));
+        self.feed(stream);
     }
 
     /// All synced watchers go on by themselves, from `next` on; the hub goes on at `position`.
@@ -63,11 +57,7 @@ impl Hub {
             .filter_map(|(slot, watcher)| behind(watcher).then_some(slot as u32))
             .collect();
         for slot in slots {
-            self.falls_behind(slot);
-            let watcher = &mut self.watchers[slot as usize];
-            watcher.next = watcher.next.max(next);
-            let stream = watcher.stream;
-            self.feed(stream);
+            self.falls_behind(slot, next);
         }
         self.position = position;
     }
@@ -79,43 +69,29 @@ impl Hub {
             return None;
         }
         let has_room = stream.waiting_bytes() < self.limits.outbox_bytes / 2;
-        let first = match has_room && !stream.is_ending() {
-            true => stream.behind.front(),
-            false => None,
-        };
-        let Some(first) = first else {
-            stream.catching_up = false;
-            return None;
-        };
-        // Whoever was served last stands last, so that all get their turn.
-        let from = self.watchers[*first as usize].next;
-        let mut readers = Vec::new();
-        for _ in 0..stream.behind.len().min(LOOKS_MAX) {
-            let Some(slot) = stream.behind.pop_front() else {
+        let mut plan = Plan::new(&self.limits);
+        let mut passed_over = Vec::new();
+        while has_room && !stream.is_ending() && !plan.is_full() && passed_over.len() < LOOKS_MAX {
+            let Some((slot, serial)) = stream.behind.pop_front() else {
                 break;
             };
-            let watcher = &self.watchers[slot as usize];
-            let near = (from..=from.saturating_add(APART_MAX)).contains(&watcher.next);
-            if !near || readers.len() == READERS_MAX {
-                stream.behind.push_back(slot);
+            let watcher = self.watchers.get(slot as usize);
+            let Some(watcher) = watcher.filter(|watcher| watcher.serial == serial) else {
                 continue;
+            };
+            if !plan.add(slot, watcher) {
+                passed_over.push((slot, serial));
             }
-            readers.push(Reader {
-                slot,
-                serial: watcher.serial,
-                range: watcher.range.clone(),
-                wants: watcher.wants,
-                next: watcher.next,
-            });
         }
-        let bytes_max = self.limits.outbox_bytes / 2 / readers.len();
-        Some(Plan {
-            from,
-            readers,
-            bytes_max,
-            rows_max: self.limits.slice_rows,
-            quick_rows_max: self.limits.quick_slice_rows,
-        })
+        // Those that are served stand last when they come back, so all get their turn.
+        for passed_over in passed_over.into_iter().rev() {
+            stream.behind.push_front(passed_over);
+        }
+        if plan.is_empty() {
+            stream.catching_up = false;
+            return None;
+        }
+        Some(plan)
     }
 
     /// Hands out what was read; whoever has come to the hub's position joins it.
@@ -124,68 +100,47 @@ impl Hub {
         if open.is_none_or(|stream| stream.serial != key.serial) {
             return;
         }
-        match slice {
-            Slice::Compacted(floor) => {
-                for reader in &plan.readers {
-                    self.settle_compacted(reader, floor);
+        for reader in &plan.readers {
+            // It may have been cancelled meanwhile.
+            let watcher = self.watchers.get_mut(reader.slot as usize);
+            let Some(watcher) = watcher.filter(|watcher| watcher.serial == reader.serial) else {
+                continue;
+            };
+            let goes_on = match &slice {
+                Slice::Compacted(floor) if watcher.next < *floor => {
+                    watcher.state = State::Compacted;
+                    let (id, floor) = (watcher.id, *floor);
+                    self.push(key.slot, Answer::Compacted { id, floor });
+                    false
                 }
-            }
-            Slice::Read {
-                to,
-                revision,
-                fields,
-            } => {
-                for (reader, fields) in plan.readers.iter().zip(fields) {
-                    self.settle_read(reader, to, revision, fields);
-                }
+                Slice::Compacted(_) => true,
+                Slice::Read(read) => self.settle_read(key.slot, reader, read),
+            };
+            if goes_on {
+                let behind = &mut self.streams[key.slot].behind;
+                behind.push_back((reader.slot, reader.serial));
             }
         }
     }
 
-    fn settle_compacted(&mut self, reader: &Reader, floor: u64) {
-        let Some(watcher) = self.reading(reader) else {
-            return;
-        };
-        let (stream, id) = (watcher.stream, watcher.id);
-        if watcher.next < floor {
-            watcher.state = State::Compacted;
-            self.push(stream, Answer::Compacted { id, floor });
-        } else {
-            self.streams[stream].behind.push_back(reader.slot);
+    /// Hands a reader what it has read, if there is still room; whether it goes on reading.
+    fn settle_read(&mut self, stream: usize, reader: &Reader, read: &Read) -> bool {
+        let full = self.streams[stream].waiting_bytes() >= self.limits.outbox_bytes;
+        if full || reader.next > read.to {
+            return true;
         }
-    }
-
-    fn settle_read(
-        &mut self,
-        reader: &Reader,
-        to: u64,
-        revision: u64,
-        fields: SmallVec<[Bytes; 1]>,
-    ) {
-        let Some(watcher) = self.reading(reader) else {
-            return;
-        };
-        let stream = watcher.stream;
-        if watcher.next > to {
-            self.streams[stream].behind.push_back(reader.slot);
-            return;
-        }
-        watcher.next = to + 1;
+        self.watchers[reader.slot as usize].next = read.to + 1;
+        let fields = read.fields(reader);
         if !fields.is_empty() {
-            self.push_events(reader.slot, revision, fields);
+            self.push_events(reader.slot, read.revision, fields);
         }
         if self.is_idle() {
-            self.position = to;
+            self.position = read.to;
         }
-        match to + 1 > self.position {
-            true => self.listen(reader.slot),
-            false => self.streams[stream].behind.push_back(reader.slot),
+        let joins = read.to + 1 > self.position;
+        if joins {
+            self.listen(reader.slot);
         }
-    }
-
-    /// The reader's watcher, unless it was cancelled while the slice was read.
-    fn reading(&mut self, reader: &Reader) -> Option<&mut Watcher> {
-        let watcher = self.watchers.get_mut(reader.slot as usize)?;
-        (watcher.serial == reader.serial).then_some(watcher)
+        !joins
     }
 }

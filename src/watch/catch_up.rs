@@ -13,12 +13,19 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::event::{self, Event};
-use super::watcher::Wants;
+use super::hub::Limits;
+use super::watcher::{Wants, Watcher};
 use crate::storage::key_range::KeyRange;
 use crate::storage::record::key_of;
 use crate::storage::revision::Revision;
 use crate::storage::view::View;
 use crate::storage::{self, Damaged};
+
+/// Watchers that share a slice.
+const READERS_MAX: usize = 100;
+
+/// Revisions by which watchers that share a slice may differ at its beginning.
+const APART_MAX: u64 = 1000;
 
 /// Most revisions with events in one slice; etcd's batches have as many.
 const REVISIONS_MAX: usize = 1000;
@@ -27,15 +34,17 @@ const REVISIONS_MAX: usize = 1000;
 #[derive(Debug)]
 pub struct Plan {
     /// From this revision on.
-    pub(super) from: u64,
+    from: u64,
     /// Who reads.
     pub(super) readers: Vec<Reader>,
-    /// Bytes of events after which the slice ends.
-    pub(super) bytes_max: usize,
+    /// What they watch, each range once.
+    ranges: Vec<KeyRange>,
+    /// Bytes that all answers together may take, about.
+    bytes_max: usize,
     /// Rows that it looks at.
-    pub(super) rows_max: usize,
+    rows_max: usize,
     /// The same if it is to be quick.
-    pub(super) quick_rows_max: usize,
+    quick_rows_max: usize,
 }
 
 /// A watcher that reads.
@@ -43,30 +52,83 @@ pub struct Plan {
 pub(super) struct Reader {
     pub(super) slot: u32,
     pub(super) serial: u64,
-    pub(super) range: KeyRange,
-    pub(super) wants: Wants,
     /// The first revision it has not heard; the plan's or later.
     pub(super) next: u64,
+    wants: Wants,
+    /// What it watches, as a place in the plan's list.
+    range: usize,
 }
 
-/// What was read.
+/// What came of reading.
 #[derive(Debug)]
 pub enum Slice {
     /// History begins at this floor, behind where the slice was to begin.
     Compacted(u64),
-    /// All up to `to`.
-    Read {
-        /// The last revision that was looked at.
-        to: u64,
-        /// The newest revision of the view.
-        revision: u64,
-        /// For each reader, in order, its events as fields of an answer.
-        fields: Vec<SmallVec<[Bytes; 1]>>,
-    },
+    /// This was read.
+    Read(Read),
+}
+
+/// A part of history.
+#[derive(Debug)]
+pub struct Read {
+    /// The last revision that was looked at.
+    pub(super) to: u64,
+    /// The newest revision of the view.
+    pub(super) revision: u64,
+    /// What any reader watches.
+    events: Vec<Event>,
+    /// For each range of the plan, the places of its events.
+    heard: Vec<Vec<u32>>,
 }
 
 impl Plan {
-    /// Whether it can be read from memory in about a tenth of a millisecond.
+    /// A plan without readers.
+    pub(super) fn new(limits: &Limits) -> Plan {
+        Plan {
+            from: 0,
+            readers: Vec::new(),
+            ranges: Vec::new(),
+            bytes_max: limits.outbox_bytes / 2,
+            rows_max: limits.slice_rows,
+            quick_rows_max: limits.quick_slice_rows,
+        }
+    }
+
+    /// Whether it has no readers.
+    pub(super) fn is_empty(&self) -> bool {
+        self.readers.is_empty()
+    }
+
+    /// Whether it takes no more readers.
+    pub(super) fn is_full(&self) -> bool {
+        self.readers.len() == READERS_MAX
+    }
+
+    /// Adds a reader, if it has come about as far as the first one, and no less.
+    pub(super) fn add(&mut self, slot: u32, watcher: &Watcher) -> bool {
+        if self.is_empty() {
+            self.from = watcher.next;
+        }
+        let near = self.from..=self.from.saturating_add(APART_MAX);
+        if !near.contains(&watcher.next) {
+            return false;
+        }
+        let known = self.ranges.iter().position(|range| *range == watcher.range);
+        let range = known.unwrap_or_else(|| {
+            self.ranges.push(watcher.range.clone());
+            self.ranges.len() - 1
+        });
+        self.readers.push(Reader {
+            slot,
+            serial: watcher.serial,
+            next: watcher.next,
+            wants: watcher.wants,
+            range,
+        });
+        true
+    }
+
+    /// Whether it can be read from memory, or at least can be tried.
     pub fn is_quick(&self, view: &View) -> bool {
         let prev_kv = self.readers.iter().any(|reader| reader.wants.prev_kv);
         !prev_kv && view.is_recent(self.first())
@@ -79,174 +141,141 @@ impl Plan {
         }
     }
 
-    /// Reads the slice. `quick` makes it short.
-    pub fn read(&self, view: &View, quick: bool) -> Result<Slice, storage::Error> {
+    /// Reads the slice. If it is to be `quick`, it is short, or `None` if it cannot be.
+    pub fn read(&self, view: &View, quick: bool) -> Result<Option<Slice>, storage::Error> {
         if let Some(floor) = view.floor.filter(|floor| *floor > self.from) {
-            return Ok(Slice::Compacted(floor));
+            return Ok(Some(Slice::Compacted(floor)));
         }
-        let rows_max = match quick {
-            true => self.quick_rows_max,
-            false => self.rows_max,
-        };
-        let mut audience = Audience::of(&self.readers);
-        let mut events = Vec::new();
-        let mut to = self.scan(view, rows_max, &mut audience, &mut events)?;
-        if view.floor.is_some_and(|floor| floor == self.from) {
-            audience.forget_superseded(&events, self.from);
-        }
-        let with_prev = audience.with_prev(&self.readers, events.len());
-        let wanted = |place: usize| with_prev[place];
-        let kept = event::add_prev(view, &mut events, wanted, 2 * self.bytes_max)?;
-        if let Some(cut) = events.get(kept) {
-            to = cut.main - 1;
-        }
-        Ok(Slice::Read {
-            to,
+        let mut read = Read {
+            to: view.revision,
             revision: view.revision,
-            fields: audience.fields(&self.readers, &events[..kept]),
-        })
+            events: Vec::new(),
+            heard: vec![Vec::new(); self.ranges.len()],
+        };
+        if !self.scan(view, quick, &mut read)? {
+            return Ok(None);
+        }
+        if view.floor == Some(self.from) {
+            read.forget_superseded(self.from);
+        }
+        let with_prev = self.with_prev(&read);
+        let wanted = |place: usize| with_prev[place];
+        let kept = event::add_prev(view, &mut read.events, wanted, self.bytes_max)?;
+        if let Some(cut) = read.events.get(kept) {
+            read.end_before(cut.main);
+        }
+        Ok(Some(Slice::Read(read)))
     }
 
-    /// Collects the events that any reader wants; answers the last revision that it looked at.
-    fn scan(
-        &self,
-        view: &View,
-        rows_max: usize,
-        audience: &mut Audience<'_>,
-        events: &mut Vec<Event>,
-    ) -> Result<u64, storage::Error> {
+    /// Collects the events that any reader watches; whether that was quick enough.
+    fn scan(&self, view: &View, quick: bool, read: &mut Read) -> Result<bool, storage::Error> {
+        let rows_max = match quick {
+            // Each row is held against each range.
+            true => (self.quick_rows_max / self.ranges.len()).max(1),
+            false => self.rows_max,
+        };
+        let bytes_max = self.bytes_max / self.readers.len();
         let (mut rows, mut bytes, mut revisions) = (0, 0, 0);
-        let mut last = None;
+        let mut last = 0;
         let mut cut = None;
+        let mut too_long = false;
         let mut damaged: Option<Damaged> = None;
         view.history(self.first(), |at, record| {
-            if last != Some(at.main) {
-                if rows >= rows_max || bytes >= self.bytes_max || revisions >= REVISIONS_MAX {
-                    cut = last;
-                    return false;
-                }
-                last = Some(at.main);
+            let full = rows >= rows_max
+                || at.main > last && (bytes >= bytes_max || revisions >= REVISIONS_MAX);
+            if full && at.main > self.from {
+                cut = Some(at.main);
+                return false;
+            }
+            // A single revision is read to its end, wherever that lies.
+            too_long = full && quick;
+            if too_long {
+                return false;
             }
             rows += 1;
-            let place = events.len();
-            if !audience.hear(key_of(record), place as u32) {
+            last = at.main;
+            if !read.hear(&self.ranges, key_of(record)) {
                 return true;
             }
             match Event::of(at.main, record) {
                 Ok(event) => {
-                    if events.last().is_none_or(|last| last.main != at.main) {
-                        revisions += 1;
-                    }
+                    let begins = read.events.last().is_none_or(|last| last.main != at.main);
+                    revisions += usize::from(begins);
                     bytes += event.bytes();
-                    events.push(event);
-                    true
+                    read.events.push(event);
                 }
-                Err(what) => {
-                    damaged = Some(what);
-                    false
-                }
+                Err(what) => damaged = Some(what),
             }
+            damaged.is_none()
         })?;
-        match damaged {
-            Some(what) => Err(what.into()),
-            None => Ok(cut.unwrap_or(view.revision)),
+        if let Some(what) = damaged {
+            return Err(what.into());
         }
+        if let Some(cut) = cut {
+            read.end_before(cut);
+        }
+        Ok(!too_long)
+    }
+
+    /// For each event, whether a reader wants the pair before it.
+    fn with_prev(&self, read: &Read) -> Vec<bool> {
+        let mut wanted = vec![false; read.events.len()];
+        for reader in self.readers.iter().filter(|reader| reader.wants.prev_kv) {
+            for place in &read.heard[reader.range] {
+                wanted[*place as usize] = true;
+            }
+        }
+        wanted
     }
 }
 
-/// The readers of a slice by what they watch, and what each group hears.
-struct Audience<'a> {
-    groups: Vec<Group<'a>>,
-}
-
-struct Group<'a> {
-    range: &'a KeyRange,
-    /// Places in the plan's list.
-    readers: Vec<usize>,
-    /// Places in the slice's list.
-    events: Vec<u32>,
-}
-
-impl<'a> Audience<'a> {
-    fn of(readers: &'a [Reader]) -> Audience<'a> {
-        let mut by_range: HashMap<&KeyRange, usize> = HashMap::new();
-        let mut groups: Vec<Group<'a>> = Vec::new();
-        for (place, reader) in readers.iter().enumerate() {
-            let group = *by_range.entry(&reader.range).or_insert_with(|| {
-                groups.push(Group {
-                    range: &reader.range,
-                    readers: Vec::new(),
-                    events: Vec::new(),
-                });
-                groups.len() - 1
-            });
-            groups[group].readers.push(place);
-        }
-        Audience { groups }
-    }
-
-    /// Whether anyone hears of `key`; then they get the event of that place.
-    fn hear(&mut self, key: &[u8], event: u32) -> bool {
+impl Read {
+    /// Whether a range has `key`; then the next event is theirs.
+    fn hear(&mut self, ranges: &[KeyRange], key: &[u8]) -> bool {
+        let place = self.events.len() as u32;
         let mut heard = false;
-        for group in &mut self.groups {
-            if group.range.contains(key) {
-                group.events.push(event);
+        for (range, places) in ranges.iter().zip(&mut self.heard) {
+            if range.contains(key) {
+                places.push(place);
                 heard = true;
             }
         }
         heard
     }
 
+    /// Ends with the last revision before `main`.
+    fn end_before(&mut self, main: u64) {
+        self.to = main - 1;
+        let kept = self.events.partition_point(|event| event.main < main);
+        self.events.truncate(kept);
+        for places in &mut self.heard {
+            places.truncate(places.partition_point(|place| (*place as usize) < kept));
+        }
+    }
+
     /// At the floor only the last change of a key is left, if it changed twice in that revision:
     /// whether the sweep has come by or not.
-    fn forget_superseded(&mut self, events: &[Event], floor: u64) {
-        let mut last = HashMap::new();
-        for (place, event) in events.iter().enumerate() {
-            if event.main == floor {
-                last.insert(&event.key, place as u32);
-            }
-        }
-        for group in &mut self.groups {
-            group.events.retain(|place| {
-                let event = &events[*place as usize];
-                event.main > floor || last[&event.key] == *place
+    fn forget_superseded(&mut self, floor: u64) {
+        let events = &self.events;
+        let at_floor = events.partition_point(|event| event.main <= floor);
+        let places = events[..at_floor].iter().enumerate();
+        let last: HashMap<&Bytes, usize> =
+            places.map(|(place, event)| (&event.key, place)).collect();
+        for places in &mut self.heard {
+            places.retain(|place| {
+                let place = *place as usize;
+                place >= at_floor || last[&events[place].key] == place
             });
         }
     }
 
-    /// For each event, whether a reader wants the pair before it.
-    fn with_prev(&self, readers: &[Reader], events: usize) -> Vec<bool> {
-        let mut wanted = vec![false; events];
-        for group in &self.groups {
-            if group
-                .readers
-                .iter()
-                .any(|place| readers[*place].wants.prev_kv)
-            {
-                for place in &group.events {
-                    wanted[*place as usize] = true;
-                }
-            }
-        }
-        wanted
-    }
-
-    fn fields(&self, readers: &[Reader], events: &[Event]) -> Vec<SmallVec<[Bytes; 1]>> {
-        let mut fields = vec![SmallVec::new(); readers.len()];
-        for group in &self.groups {
-            for place in &group.readers {
-                let reader = &readers[*place];
-                let heard = group
-                    .events
-                    .iter()
-                    .filter_map(|at| events.get(*at as usize));
-                let heard =
-                    heard.filter(|event| event.main >= reader.next && reader.wants.pass(event));
-                fields[*place] = heard
-                    .map(|event| event.field(reader.wants.prev_kv).clone())
-                    .collect();
-            }
-        }
-        fields
+    /// What a reader has heard: fields of an answer.
+    pub(super) fn fields(&self, reader: &Reader) -> SmallVec<[Bytes; 1]> {
+        let heard = self.heard[reader.range].iter();
+        let events = heard.map(|place| &self.events[*place as usize]);
+        events
+            .filter(|event| event.main >= reader.next && reader.wants.pass(event))
+            .map(|event| event.field(reader.wants.prev_kv).clone())
+            .collect()
     }
 }

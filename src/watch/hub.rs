@@ -43,7 +43,7 @@ pub struct Limits {
     pub step_bytes: usize,
     /// Watchers that it finds, or hands something to: about a millisecond.
     pub step_matches: usize,
-    /// Pairs before an event that a step looks up itself, while that is likely quick.
+    /// Pairs before an event that it looks up, while that is likely quick.
     pub step_look_ups: usize,
     /// Rows that a slice of catching up looks at: a few milliseconds.
     pub slice_rows: usize,
@@ -209,7 +209,7 @@ impl Hub {
         stream.ids.insert(id, slot);
         match next > self.position {
             true => self.listen(slot),
-            false => stream.behind.push_back(slot),
+            false => stream.behind.push_back((slot, serial)),
         }
         Ok(id)
     }
@@ -221,9 +221,6 @@ impl Hub {
         let Some(slot) = stream.ids.remove(&id) else {
             return;
         };
-        if self.watchers[slot as usize].state == State::Behind {
-            stream.behind.retain(|behind| *behind != slot);
-        }
         self.drop_watcher(slot);
         let revision = view.revision;
         self.push(key.slot, Answer::Canceled { id, revision });
@@ -249,18 +246,21 @@ impl Hub {
     }
 
     /// Tells those watchers of the stream that asked for it, and have heard nothing since the last
-    /// time, how far they have heard.
+    /// time, how far they have heard: as far as the outbox has room, beginning where the last time
+    /// ended.
     pub fn notify_progress(&mut self, key: StreamKey) {
-        let slots: Vec<u32> = self.streams[key.slot].ids.values().copied().collect();
+        let mut slots: Vec<u32> = self.streams[key.slot].ids.values().copied().collect();
+        let begin = self.streams[key.slot].looks % slots.len().max(1);
+        slots.rotate_left(begin);
         for slot in slots {
+            if self.streams[key.slot].waiting_bytes() >= self.limits.outbox_bytes {
+                return;
+            }
+            self.streams[key.slot].looks += 1;
             let watcher = &mut self.watchers[slot as usize];
             let heard = std::mem::take(&mut watcher.heard);
             let watcher = &self.watchers[slot as usize];
-            let told = watcher.progress_notify
-                && !heard
-                && self.is_current(watcher)
-                && self.streams[key.slot].waiting_bytes() < self.limits.outbox_bytes;
-            if told {
+            if watcher.progress_notify && !heard && self.is_current(watcher) {
                 let (id, revision) = (Some(watcher.id), self.position);
                 self.push(key.slot, Answer::Progress { id, revision });
             }

@@ -1,13 +1,15 @@
 //! Who is interested in a key: an index of watchers by what they watch.
 //!
-//! Watchers of one key are found by hash. Ranges lie in a treap, a binary search tree that stays
-//! balanced by chance, ordered by where they begin; each node knows how far the ranges below it
-//! reach, so that a search leaves out all that end too early. Watchers of one and the same range
+//! Watchers of one key are found by hash. Ranges lie in a treap, a binary search tree ordered by
+//! where they begin, that chance keeps balanced: clients cannot know what is drawn, so they cannot
+//! build a deep one. Each node knows how far the ranges below it reach, so that a search leaves
+//! out all that end too early. Watchers of one and the same range
 //! share a node. To find those of a key costs O(log n) in the number of distinct ranges, and what
 //! is found.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -23,7 +25,8 @@ pub struct Interest {
     single: HashMap<Bytes, Members, hashbrown::DefaultHashBuilder>,
     ranges: Tree,
     len: usize,
-    /// What the next node's place in the heap is drawn from.
+    /// A node's place in the heap is the hash, by secret keys, of a number.
+    draw: RandomState,
     drawn: u64,
 }
 
@@ -54,8 +57,9 @@ impl Interest {
             let members = self.single.entry(range.start.clone()).or_default();
             return push_member(members, watcher);
         }
-        self.drawn = self.drawn.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        insert(&mut self.ranges, range, watcher, mix(self.drawn))
+        self.drawn += 1;
+        let priority = self.draw.hash_one(self.drawn);
+        insert(&mut self.ranges, range, watcher, priority)
     }
 
     /// Removes the watcher of `range` that has that place; answers the one that has it now.
@@ -231,13 +235,6 @@ fn by_end(a: &End, b: &End) -> Ordering {
     }
 }
 
-/// Spreads a counter's bits: the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
-fn mix(mut number: u64) -> u64 {
-    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +290,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Priorities that a client could foresee would let it build a list, whose recursion ends the
+    /// process.
+    #[test]
+    fn no_two_trees_are_alike() {
+        let shape = || {
+            let mut interest = Interest::default();
+            for number in 0..64u8 {
+                interest.insert(&range(1 + number, 100 + number), number.into());
+            }
+            let root = interest
+                .ranges
+                .as_ref()
+                .map(|root| root.range.start.clone());
+            (root, height(&interest.ranges))
+        };
+        let first = shape();
+        assert!((0..20).any(|_| shape() != first), "{first:?}");
     }
 
     #[test]

@@ -1,46 +1,46 @@
 //! The hub's live side: what is published, handed to the synced watchers.
 //!
 //! ```text
-//! rows ─► matches ─► earlier pairs, if wanted ─► outboxes
+//! rows ─► matches ─► earlier pairs ─► outboxes
+//!     └─► a revision too large, a pair not at hand, an outbox full: those watchers fall behind
 //! ```
-//! In bounded steps, between which the thread does other things. From the first of them on, the
-//! hub's position is that of the last row that was looked at, so whoever comes or goes in between
-//! is on one side of it: see [`Hub::hand_over`].
+//! In bounded steps, between which the thread does other things; none of them waits. From the
+//! first of them on the hub's position is that of the last row that was looked at, so whoever
+//! comes or goes in between is on one side of it: see [`Hub::hand_over`].
 
 use std::sync::Arc;
 
 use super::event::{self, Event};
 use super::hub::{Hub, Limits};
 use super::watcher::State;
-use crate::storage;
 use crate::storage::record::key_of;
 use crate::storage::revision::Revision;
 use crate::storage::view::View;
 
+/// A revision of several changes with more matches than so many steps may have is too large for
+/// one: what it takes is bounded, and so is the time to collect it.
+const WIDE_STEPS: usize = 16;
+
 /// Events on their way to their watchers.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    /// A revision that is too large: who wants any of it falls behind. Its rows up to this one have
+    /// been looked at.
+    Scattering(Revision),
+    /// Handed over up to a match.
+    HandingOver(Found, usize),
+}
+
+/// Who wants what of some whole revisions.
 #[derive(Debug, Default)]
-pub(super) struct Delivery {
-    /// The first revision of it.
-    first: u64,
-    stage: Stage,
+pub(super) struct Found {
     events: Vec<Event>,
     /// Whether an event is wanted with the pair before it.
     with_prev: Vec<bool>,
-    /// By revision; within one, by event, and by watcher once all are found.
+    /// Whether those pairs could not be had.
+    without_prev: bool,
+    /// By revision and event; by revision and watcher where a revision has several events.
     matches: Vec<Match>,
-}
-
-/// How far a delivery has come.
-#[derive(Debug, Default)]
-enum Stage {
-    /// Watchers are being found, up to this row: not all of its revision has been looked at.
-    #[default]
-    Begun,
-    Within(Revision),
-    /// Earlier pairs are being looked up, elsewhere.
-    LookingUp,
-    /// Handed over up to this match.
-    HandingOver(usize),
 }
 
 /// A watcher that wants an event.
@@ -52,34 +52,13 @@ struct Match {
     event: u32,
 }
 
-/// What a step has left to do.
-#[derive(Debug)]
+/// Whether there is more to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Nothing, until something is published.
     Idle,
     /// More steps.
     More,
-    /// These are to be read, where that may take long, and given to [`Hub::looked_up`]; no step
-    /// before that does anything.
-    LookUp(Prevs),
-}
-
-/// Events whose earlier pairs are to be read.
-#[derive(Debug, Clone)]
-pub struct Prevs {
-    events: Vec<Event>,
-    wanted: Vec<bool>,
-    bytes_max: usize,
-    kept: usize,
-}
-
-impl Prevs {
-    /// Reads them.
-    pub fn look_up(&mut self, view: &View) -> Result<(), storage::Error> {
-        let wanted = |place: usize| self.wanted[place];
-        self.kept = event::add_prev(view, &mut self.events, wanted, self.bytes_max)?;
-        Ok(())
-    }
 }
 
 impl Hub {
@@ -90,77 +69,104 @@ impl Hub {
 
     /// Hands what is published in `view`, and was not yet, to the synced watchers: one step.
     pub fn advance(&mut self, view: &View) -> Step {
-        let (from, delivery) = match self.delivery.take() {
-            None if self.is_idle() || self.position >= view.revision => return Step::Idle,
-            None => {
-                let first = self.position + 1;
-                let begun = Delivery {
-                    first,
-                    ..Delivery::default()
-                };
-                (
-                    Revision {
-                        main: first,
-                        sub: 0,
-                    },
-                    begun,
-                )
+        let from = match self.delivery.take() {
+            Some(Delivery::HandingOver(found, begun)) => {
+                return self.hand_over_from(found, begun, view);
             }
-            Some(delivery) => match delivery.stage {
-                Stage::Begun | Stage::LookingUp => {
-                    self.delivery = Some(delivery);
-                    return Step::Idle;
-                }
-                Stage::HandingOver(begun) => return self.hand_over_from(begun, delivery, view),
-                Stage::Within(last) => {
-                    let sub = last.sub + 1;
-                    (Revision { sub, ..last }, delivery)
-                }
+            Some(Delivery::Scattering(last)) => Revision {
+                sub: last.sub + 1,
+                ..last
+            },
+            None if self.is_idle() || self.position >= view.revision => return Step::Idle,
+            None => Revision {
+                main: self.position + 1,
+                sub: 0,
             },
         };
         if !view.is_recent(from) {
             // So far behind that it lies in the tables: each goes on by itself.
-            self.all_fall_behind(delivery.first, view.revision);
-            return Step::Idle;
+            self.all_fall_behind(from.main, view.revision);
+            return Step::More;
         }
-        self.find_from(from, delivery, view)
-    }
-
-    /// Finds the watchers of one step's rows.
-    fn find_from(&mut self, from: Revision, mut delivery: Delivery, view: &View) -> Step {
         let rows = self.limits.read_step(view, from);
-        let matches_max = delivery.matches.len() + self.limits.step_matches;
-        for (at, record) in &rows.changes {
-            let whole = at.sub == 0 && at.main > delivery.first;
-            if whole && delivery.matches.len() >= self.limits.step_matches {
-                self.position = at.main - 1;
-                return self.found(delivery, view);
-            }
-            self.find_watchers(&mut delivery, *at, record);
-            if delivery.matches.len() >= matches_max {
-                return self.pause_within(*at, delivery);
-            }
+        if from.sub > 0 || !rows.whole {
+            return self.scatter(from.main, &rows);
         }
-        match rows.changes.last() {
-            Some((last, _)) if !rows.whole => self.pause_within(*last, delivery),
-            _ => {
-                self.position = rows.upto;
-                self.found(delivery, view)
-            }
-        }
+        self.find(&rows, view)
     }
 
-    fn pause_within(&mut self, last: Revision, mut delivery: Delivery) -> Step {
-        self.position = last.main;
-        delivery.stage = Stage::Within(last);
-        self.delivery = Some(delivery);
+    /// Lets all fall behind who want any of these rows of revision `main`.
+    fn scatter(&mut self, main: u64, rows: &Rows) -> Step {
+        self.position = main;
+        for (at, record) in &rows.changes {
+            if at.main > main {
+                return Step::More;
+            }
+            let mut slots = Vec::new();
+            self.interest.for_each(key_of(record), |slot| {
+                if self.watchers[slot as usize].next <= main {
+                    slots.push(slot);
+                }
+            });
+            for slot in slots {
+                self.falls_behind(slot, main);
+            }
+        }
+        if !rows.whole
+            && let Some((last, _)) = rows.changes.last()
+        {
+            self.delivery = Some(Delivery::Scattering(*last));
+        }
         Step::More
     }
 
-    fn find_watchers(&self, delivery: &mut Delivery, at: Revision, record: &Arc<[u8]>) {
+    /// Finds the watchers of one step's rows, and hands over to them.
+    fn find(&mut self, rows: &Rows, view: &View) -> Step {
+        let mut found = Found::default();
+        let mut upto = rows.upto;
+        let mut look_ups = 0;
+        for revision in rows.changes.chunk_by(|a, b| a.0.main == b.0.main) {
+            let main = revision[0].0.main;
+            let full = found.matches.len() >= self.limits.step_matches
+                || look_ups >= self.limits.step_look_ups;
+            if full && !found.matches.is_empty() {
+                upto = main - 1;
+                break;
+            }
+            let before = (found.matches.len(), found.events.len());
+            let wide = before.0 + WIDE_STEPS * self.limits.step_matches;
+            for (at, record) in revision {
+                self.find_watchers(&mut found, *at, record);
+                if revision.len() > 1 && found.matches.len() > wide {
+                    break;
+                }
+            }
+            if revision.len() > 1 && found.matches.len() > wide {
+                if before.0 == 0 {
+                    return self.scatter(main, &Rows::of(revision));
+                }
+                found.matches.truncate(before.0);
+                found.events.truncate(before.1);
+                found.with_prev.truncate(before.1);
+                upto = main - 1;
+                break;
+            }
+            let wanted = found.with_prev[before.1..].iter();
+            look_ups += wanted.filter(|wanted| **wanted).count();
+            // A watcher gets all of a revision in one answer, in order.
+            if revision.len() > 1 {
+                found.matches[before.0..].sort_by_key(|found| found.slot);
+            }
+        }
+        self.position = upto;
+        self.look_up(&mut found, look_ups, view);
+        self.hand_over_from(found, 0, view)
+    }
+
+    fn find_watchers(&self, found: &mut Found, at: Revision, record: &Arc<[u8]>) {
         let mut event = None;
         let mut with_prev = false;
-        let place = delivery.events.len() as u32;
+        let place = found.events.len() as u32;
         self.interest.for_each(key_of(record), |slot| {
             let watcher = &self.watchers[slot as usize];
             if at.main < watcher.next {
@@ -171,7 +177,7 @@ impl Hub {
             });
             if watcher.wants.pass(event) {
                 with_prev |= watcher.wants.prev_kv && event.replaces;
-                delivery.matches.push(Match {
+                found.matches.push(Match {
                     main: at.main,
                     serial: watcher.serial,
                     slot,
@@ -180,65 +186,38 @@ impl Hub {
             }
         });
         if let Some(event) = event {
-            delivery.events.push(event);
-            delivery.with_prev.push(with_prev);
+            found.events.push(event);
+            found.with_prev.push(with_prev);
         }
     }
 
-    /// All watchers are found, of whole revisions.
-    fn found(&mut self, mut delivery: Delivery, view: &View) -> Step {
-        for matches in delivery.matches.chunk_by_mut(|a, b| a.main == b.main) {
-            // A watcher gets all of a revision in one answer, in order.
-            if matches[0].event != matches[matches.len() - 1].event {
-                matches.sort_by_key(|found| found.slot);
-            }
-        }
-        let wanted = delivery.with_prev.iter().filter(|wanted| **wanted).count();
-        if wanted == 0 {
-            return self.hand_over_from(0, delivery, view);
-        }
-        let mut prevs = Prevs {
-            events: std::mem::take(&mut delivery.events),
-            wanted: std::mem::take(&mut delivery.with_prev),
-            bytes_max: self.limits.step_bytes,
-            kept: 0,
-        };
-        delivery.stage = Stage::LookingUp;
-        self.delivery = Some(delivery);
-        let quick = wanted <= self.limits.step_look_ups && !view.settled().is_cold();
-        // Whoever reads it elsewhere deals with a database that was closed, or failed.
-        if !quick || prevs.look_up(view).is_err() {
-            return Step::LookUp(prevs);
-        }
-        self.looked_up(prevs);
-        Step::More
-    }
-
-    /// Goes on with events whose earlier pairs have been read.
-    pub fn looked_up(&mut self, prevs: Prevs) {
-        let Some(delivery) = &mut self.delivery else {
+    /// Looks up the pairs before the events, if that is likely quick; otherwise those who want
+    /// them fall behind, and have it done elsewhere.
+    fn look_up(&self, found: &mut Found, look_ups: usize, view: &View) {
+        if look_ups == 0 {
             return;
-        };
-        delivery.events = prevs.events;
-        delivery.stage = Stage::HandingOver(0);
-        if let Some(cut) = delivery.events.get(prevs.kept).map(|event| event.main) {
-            // What does not fit is met again.
-            delivery.matches.retain(|found| found.main < cut);
-            self.position = cut - 1;
         }
+        let quick = look_ups <= 2 * self.limits.step_look_ups && !view.settled().is_cold();
+        let Found {
+            events, with_prev, ..
+        } = found;
+        let wanted = |place: usize| with_prev[place];
+        // The step is short, so all of it is looked up. One that catches up deals with a database
+        // that was closed, or has failed.
+        let done = quick && event::add_prev(view, events, wanted, usize::MAX).is_ok();
+        found.without_prev = !done;
     }
 
     /// Hands over the matches from the `begun`-th on, about as many as a step may.
-    fn hand_over_from(&mut self, begun: usize, mut delivery: Delivery, view: &View) -> Step {
+    fn hand_over_from(&mut self, found: Found, begun: usize, view: &View) -> Step {
         let mut place = begun;
         let together = |a: &Match, b: &Match| (a.main, a.slot) == (b.main, b.slot);
-        for matches in delivery.matches[begun..].chunk_by(together) {
+        for matches in found.matches[begun..].chunk_by(together) {
             if place - begun >= self.limits.step_matches {
-                delivery.stage = Stage::HandingOver(place);
-                self.delivery = Some(delivery);
+                self.delivery = Some(Delivery::HandingOver(found, place));
                 return Step::More;
             }
-            self.hand_over(matches, &delivery.events);
+            self.hand_over(matches, &found);
             place += matches.len();
         }
         match self.position < view.revision {
@@ -247,29 +226,31 @@ impl Hub {
         }
     }
 
-    /// Hands a watcher what it wants of a revision; or lets it fall behind, if its stream is full.
+    /// Hands a watcher what it wants of a revision; or lets it fall behind.
     ///
     /// Since it was found it may have been cancelled, fallen behind, or fallen behind and caught
     /// up: then it has heard this, or will, and its `next` says so.
-    fn hand_over(&mut self, matches: &[Match], events: &[Event]) {
+    fn hand_over(&mut self, matches: &[Match], found: &Found) {
         let Match {
             main, serial, slot, ..
         } = matches[0];
-        let Some(watcher) = self.watchers.get_mut(slot as usize).filter(|watcher| {
+        let Some(watcher) = self.watchers.get(slot as usize).filter(|watcher| {
             watcher.serial == serial && watcher.state == State::Synced && watcher.next <= main
         }) else {
             return;
         };
-        if self.streams[watcher.stream].waiting_bytes() >= self.limits.outbox_bytes {
-            watcher.next = main;
-            self.falls_behind(slot);
+        let full = self.streams[watcher.stream].waiting_bytes() >= self.limits.outbox_bytes;
+        let prev_kv = watcher.wants.prev_kv;
+        let event = |found_here: &Match| &found.events[found_here.event as usize];
+        let lacks_prev =
+            prev_kv && found.without_prev && matches.iter().any(|matched| event(matched).replaces);
+        if full || lacks_prev {
+            self.falls_behind(slot, main);
             return;
         }
-        let prev_kv = watcher.wants.prev_kv;
-        let fields = matches.iter().map(|found| {
-            let event = &events[found.event as usize];
-            event.field(prev_kv).clone()
-        });
+        let fields = matches
+            .iter()
+            .map(|matched| event(matched).field(prev_kv).clone());
         let fields = fields.collect();
         self.push_events(slot, main, fields);
     }
@@ -284,37 +265,53 @@ struct Rows {
     whole: bool,
 }
 
+impl Rows {
+    /// One revision.
+    fn of(revision: &[(Revision, Arc<[u8]>)]) -> Rows {
+        Rows {
+            changes: revision.to_vec(),
+            upto: revision[0].0.main,
+            whole: true,
+        }
+    }
+}
+
 impl Limits {
     /// As many whole revisions as a step may take, or a part of one.
     fn read_step(&self, view: &View, from: Revision) -> Rows {
         let mut changes: Vec<(Revision, Arc<[u8]>)> = Vec::new();
         let mut bytes = 0;
-        let mut full = false;
+        // The first row that is too much.
+        let mut next = None;
         view.recent(from, |at, record| {
-            full = changes.len() >= self.step_rows || bytes >= self.step_bytes;
-            if !full {
-                bytes += record.len();
-                changes.push((at, Arc::clone(record)));
+            if changes.len() >= self.step_rows || bytes >= self.step_bytes {
+                next = Some(at.main);
+                return false;
             }
-            !full
+            bytes += record.len();
+            changes.push((at, Arc::clone(record)));
+            true
         });
-        let upto = match changes.last() {
-            Some((last, _)) if full => last.main,
-            _ => view.revision,
-        };
-        let earlier = changes.partition_point(|(at, _)| at.main < upto);
-        if full && earlier > 0 {
-            changes.truncate(earlier);
+        let Some(next) = next else {
             return Rows {
                 changes,
-                upto: upto - 1,
+                upto: view.revision,
                 whole: true,
             };
+        };
+        let whole = changes.partition_point(|(at, _)| at.main < next);
+        if whole == 0 {
+            return Rows {
+                changes,
+                upto: next,
+                whole: false,
+            };
         }
+        changes.truncate(whole);
         Rows {
             changes,
-            upto,
-            whole: !full,
+            upto: next - 1,
+            whole: true,
         }
     }
 }

@@ -16,10 +16,13 @@ pub(super) struct Stream {
     next_id: i64,
     outbox: VecDeque<Answer>,
     outbox_bytes: usize,
-    /// Watchers behind, but for those of the plan that is being read.
-    pub(super) behind: VecDeque<u32>,
+    /// Slots and serials of watchers behind, but for those of the plan that is being read. Some may
+    /// have been cancelled.
+    pub(super) behind: VecDeque<(u32, u64)>,
     /// Whether someone sees to it that they catch up.
     pub(super) catching_up: bool,
+    /// Where the next look at the progress of its watchers begins.
+    pub(super) looks: usize,
     /// How it ends, once all that waits is taken.
     end: Option<End>,
     /// Waits for an answer.
@@ -39,6 +42,7 @@ impl Stream {
             outbox_bytes: 0,
             behind: VecDeque::new(),
             catching_up: false,
+            looks: 0,
             end,
             reader: None,
             writer: None,
@@ -59,8 +63,11 @@ impl Stream {
         self.outbox_bytes
     }
 
-    /// Adds an answer.
+    /// Adds an answer, unless the stream is to end.
     pub(super) fn push(&mut self, answer: Answer) {
+        if self.is_ending() {
+            return;
+        }
         self.outbox_bytes += answer.bytes();
         self.outbox.push_back(answer);
         if let Some(reader) = self.reader.take() {

@@ -127,7 +127,8 @@ impl TestStore {
         Path::new(self.folders.path()).join(name)
     }
 
-    fn engine(&self) -> &Arc<Engine> {
+    /// What is behind it.
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.running.as_ref().expect("the store runs").engine
     }
 

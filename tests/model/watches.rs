@@ -14,7 +14,7 @@ use metastore::storage::view::View;
 use metastore::watch::answer::{Answer as Told, Origin};
 use metastore::watch::catch_up::{Plan, Slice};
 use metastore::watch::hub::{Hub, Limits, StreamKey};
-use metastore::watch::live::{Prevs, Step};
+use metastore::watch::live::Step;
 use metastore::watch::watcher::{Create, Wants};
 use prost::Message;
 
@@ -34,7 +34,6 @@ enum Act {
     Take(usize, usize),
     Close(usize),
     Advance,
-    LookUp,
     Plan,
     Read,
     Settle,
@@ -82,7 +81,6 @@ fn any_act() -> impl Strategy<Value = Act> {
         10 => (stream(), 1..6usize).prop_map(|(stream, answers)| Act::Take(stream, answers)),
         1 => stream().prop_map(Act::Close),
         10 => Just(Act::Advance),
-        3 => Just(Act::LookUp),
         6 => Just(Act::Plan),
         6 => Just(Act::Read),
         6 => Just(Act::Settle),
@@ -138,7 +136,6 @@ struct Watching {
     limits: Limits,
     hub: Hub,
     clients: Vec<Client>,
-    look_up: Option<Prevs>,
     plans: Vec<(StreamKey, Plan, Option<Slice>)>,
     held: Option<Arc<View>>,
 }
@@ -150,7 +147,6 @@ impl Watching {
             limits,
             hub: Hub::new(Origin::default(), limits),
             clients: Vec::new(),
-            look_up: None,
             plans: Vec::new(),
             held: None,
         };
@@ -198,7 +194,6 @@ impl Watching {
             Act::Advance => {
                 self.advance();
             }
-            Act::LookUp => self.looks_up(),
             Act::Plan => {
                 for key in self.hub.take_hungry() {
                     if let Some(plan) = self.hub.plan(key) {
@@ -227,24 +222,7 @@ impl Watching {
     }
 
     fn advance(&mut self) -> bool {
-        if self.look_up.is_some() {
-            return false;
-        }
-        match self.hub.advance(&self.pair.store.view()) {
-            Step::Idle => false,
-            Step::More => true,
-            Step::LookUp(prevs) => {
-                self.look_up = Some(prevs);
-                true
-            }
-        }
-    }
-
-    fn looks_up(&mut self) {
-        if let Some(mut prevs) = self.look_up.take() {
-            prevs.look_up(&self.view()).expect("the store can be read");
-            self.hub.looked_up(prevs);
-        }
+        self.hub.advance(&self.view()) == Step::More
     }
 
     fn read(&mut self) {
@@ -253,7 +231,9 @@ impl Watching {
         for (_, plan, slice) in &mut self.plans {
             if slice.is_none() {
                 let quick = plan.is_quick(&view);
-                *slice = Some(plan.read(&view, quick).expect("the store can be read"));
+                let tried = plan.read(&view, quick).expect("the store can be read");
+                let read = || plan.read(&view, false).expect("the store can be read");
+                *slice = tried.or_else(read);
             }
         }
     }
@@ -274,7 +254,6 @@ impl Watching {
     /// As clients do that have lost the server: each watcher goes on behind the last revision it has heard whole.
     fn resume(&mut self) {
         self.hub = Hub::new(Origin::default(), self.limits);
-        self.look_up = None;
         self.plans.clear();
         let old = std::mem::take(&mut self.clients);
         let view = self.view();
@@ -383,9 +362,7 @@ impl Watching {
     fn comes_to_rest(&mut self) -> TestCaseResult {
         self.held = None;
         for _ in 0..STEPS_TO_REST_MAX {
-            let mut moved = self.look_up.is_some();
-            self.looks_up();
-            moved |= self.advance();
+            let mut moved = self.advance();
             self.happens(Act::Plan)?;
             moved |= !self.plans.is_empty();
             self.read();
