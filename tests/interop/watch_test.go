@@ -32,6 +32,8 @@ const (
 	watchersMax   = 8
 	// askAgain is how long a requested progress answer is waited for; one that is not due yet never comes.
 	askAgain = 20 * time.Millisecond
+	// queueSafe is well below the 128 answers that etcd queues for a stream before it sets watchers aside.
+	queueSafe = 100
 
 	textCompacted = "etcdserver: mvcc: required revision has been compacted"
 	textEmpty     = "mvcc: watcher range is empty"
@@ -83,8 +85,10 @@ type watching struct {
 	checked [2]int
 	// settled: nothing was on its way at the last synchronisation.
 	settled bool
-	// live: it is known to have done with history, so no compaction can cancel it.
-	live      bool
+	// live: etcd has certainly done reading history for it (see judge), so no compaction can cancel it.
+	live bool
+	// born is the newest revision when it was created.
+	born      int64
 	compacted compaction
 	cancelled bool
 	// until is the newest revision when it was cancelled while behind; 0 if it was not.
@@ -232,12 +236,16 @@ func (w *watches) await(s *side, again *pb.WatchRequest, what func() string, hol
 	}
 }
 
-// awaitProgress asks for progress until the newest revision is reached.
+// awaitProgress asks for progress until an answer tells of the newest revision. It may answer an earlier request: it counts
+// for the watchers created before that revision, and proves nothing of one created since.
 func (w *watches) awaitProgress(s *side) {
 	w.t.Helper()
 	revision := w.store.revision
+	s.mu.Lock()
+	before := len(s.progress)
+	s.mu.Unlock()
 	last := func() int64 {
-		if len(s.progress) == 0 {
+		if len(s.progress) == before {
 			return 0
 		}
 		return s.progress[len(s.progress)-1]
@@ -261,8 +269,8 @@ func (w *watches) sync() {
 	w.outcomes["watch: synchronised"]++
 }
 
-// syncForCompaction leaves no watcher that a compaction may or may not cancel: one that still reads history, though it
-// finds nothing there, and whose stream cannot tell of progress.
+// syncForCompaction leaves no watcher that a compaction may or may not cancel: one that may still read history, though it
+// finds nothing there, as its stream has not told of progress since.
 func (w *watches) syncForCompaction() {
 	w.t.Helper()
 	w.sync()
@@ -307,15 +315,15 @@ func (w *watches) syncJournals() {
 
 func (w *watches) syncStream(s *watchStream) {
 	w.t.Helper()
-	revision := w.store.revision
+	revision, answers := w.store.revision, 0
 	progressDue := len(s.inUse) > 0 && !s.halfClosed
 	for _, watcher := range s.inUse {
-		w.extend(watcher, math.MaxInt64)
+		answers += w.extend(watcher, math.MaxInt64)
 		progressDue = progressDue && watcher.request.StartRevision <= revision && watcher.compacted == no
 	}
 	for n, watcher := range s.created {
 		if watcher.cancelled {
-			w.extend(watcher, watcher.until)
+			answers += w.extend(watcher, watcher.until)
 		}
 		for i, side := range s.sides {
 			w.settle(side, n, watcher, &watcher.checked[i])
@@ -350,26 +358,47 @@ func (w *watches) syncStream(s *watchStream) {
 			watcher.compacted = done
 		}
 		watcher.settled = true
-		watcher.live = watcher.live || progressDue || len(watcher.due) > 0
+		watcher.judge(progressDue && watcher.born < revision, answers < queueSafe)
 	}
 }
 
-// extend brings what a watcher is due up to the end of the journal, or to a revision.
-func (w *watches) extend(watcher *watching, until int64) {
+// judge tells whether etcd certainly has nothing to read any more for a watcher that has heard all it is due: only then no
+// compaction cancels it. That it has heard all is no proof, it may be due nothing. Proof is that
+//   - progress was told since it was created, as that takes etcd to have done with all watchers of the stream; or
+//   - it heard the last change of its keys, which ends the reading. Filters may keep that change from it, while etcd reads
+//     on: it takes at most 1000 revisions at once; or
+//   - it had nothing to read from the start.
+//
+// Without progress this holds only while the stream's queue had room: etcd sets a watcher aside whose answer finds none,
+// and may read for it again even after it has heard all.
+func (watcher *watching) judge(progress, roomy bool) {
+	heard := len(watcher.due) > 0 && len(watcher.request.Filters) == 0
+	watcher.live = progress || roomy && (watcher.live || heard)
+}
+
+// extend brings what a watcher is due up to the end of the journal, or to a revision, and tells in how many answers that
+// comes at most.
+func (w *watches) extend(watcher *watching, until int64) (answers int) {
 	if watcher.compacted != no {
-		return
+		return 0
 	}
+	last := int64(0)
 	for ; watcher.scanned < len(w.journal.events); watcher.scanned++ {
 		event := w.journal.events[watcher.scanned]
 		if revision := event.Kv.ModRevision; revision >= watcher.start && revision <= until && wanted(watcher.request, event) {
 			told := w.journal.told(watcher.request, event, w.store.compacted)
 			watcher.due = append(watcher.due, told)
+			if revision != last {
+				last = revision
+				answers++
+			}
 			w.outcomes["watch: event"]++
 			if told.PrevKv != nil {
 				w.outcomes["watch: event with prev_kv"]++
 			}
 		}
 	}
+	return answers
 }
 
 // settle waits until a side's nth watcher has heard what it is due, and checks all that was not checked yet.
@@ -548,7 +577,7 @@ func (w *watches) created(s *watchStream, request *pb.WatchCreateRequest) *pb.Wa
 	case request.WatchId != 0 && s.inUse[request.WatchId] != nil:
 		return refused(textDuplicate)
 	}
-	watcher := &watching{request: request, id: request.WatchId, start: request.StartRevision}
+	watcher := &watching{request: request, id: request.WatchId, start: request.StartRevision, born: w.store.revision}
 	if watcher.id == 0 {
 		watcher.id = s.automatic()
 		s.next = watcher.id + 1
