@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod mvcc;
 pub mod proto;
 pub mod server;
+pub mod snapshot;
 pub mod storage;
 pub mod watch;
 

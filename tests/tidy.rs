@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("engine", &["clock", "mvcc", "storage", "watch"]),
     ("watch", &["storage"]),
+    ("snapshot", &["mvcc", "storage"]),
     ("mvcc", &["storage"]),
     ("storage", &["clock"]),
     ("config", &[]),
@@ -24,7 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("lib", &[]),
     // For tests only.
-    ("fuzz", &["grpc", "mvcc", "proto", "storage"]),
+    ("fuzz", &["grpc", "mvcc", "proto", "snapshot", "storage"]),
 ];
 
 /// The one folder that names the crate redb.
