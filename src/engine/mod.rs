@@ -29,6 +29,7 @@ use self::queue::{Queue, ROOM_UNITS, UNIT_BYTES};
 use self::writer::Writer;
 use crate::clock::Clock;
 use crate::mvcc::counts::Counts;
+use crate::mvcc::hash::{self, Hashed};
 use crate::mvcc::range::{self, Effort, Selected, Selection};
 use crate::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
 use crate::mvcc::{Error, txn};
@@ -38,6 +39,9 @@ use crate::storage::view::View;
 
 /// Reads that run at once on threads of their own.
 pub const READ_THREADS: usize = 4;
+
+/// Reads of a whole view that run at once, on threads of their own beside those.
+pub const LONG_READ_THREADS: usize = 2;
 
 /// Keys that a read may look at on the caller's thread: about a quarter of a millisecond.
 const INLINE_KEYS_MAX: usize = 512;
@@ -61,6 +65,7 @@ pub struct Engine {
     term: u64,
     counts: Counts,
     read_threads: Arc<Semaphore>,
+    long_read_threads: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
     failed: Arc<Failed>,
     /// The newest revision, for those who wait for the next.
@@ -90,6 +95,7 @@ impl Engine {
             term: store.term(),
             counts: Counts::default(),
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
+            long_read_threads: Arc::new(Semaphore::new(LONG_READ_THREADS)),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
             failed: Arc::clone(&failed),
             published,
@@ -363,6 +369,32 @@ impl Engine {
         }
     }
 
+    /// Hashes history up to `revision`; 0 is all of it.
+    pub async fn hash_kv(self: &Arc<Self>, revision: i64) -> Result<Hashed, Error> {
+        self.read_long(move |view, waited_for| hash::hash_kv(view, revision, waited_for))
+            .await
+    }
+
+    /// Runs a read of a whole view, which asks now and then whether anybody still waits for it.
+    async fn read_long<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl Fn(&View, &dyn Fn() -> bool) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        let read = Arc::new(read);
+        // Dropped with this future.
+        let waiting = Arc::new(());
+        let mut view = self.view();
+        loop {
+            let (read, waiting) = (Arc::clone(&read), Arc::downgrade(&waiting));
+            let in_this = move |view: &View, _: &Counts| read(view, &|| waiting.strong_count() > 0);
+            let threads = &self.long_read_threads;
+            match self.run_on(threads, Arc::clone(&view), in_this).await {
+                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+                done => return self.unless_failed(done),
+            }
+        }
+    }
+
     /// A view of the database that is opened after that of `view`, which was closed.
     async fn next_view(&self, view: &View) -> Result<Arc<View>, Error> {
         for _ in 0..REOPEN_LOOKS {
@@ -380,8 +412,17 @@ impl Engine {
         view: Arc<View>,
         read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let threads = Arc::clone(&self.read_threads);
-        let thread = threads.acquire_owned().await.map_err(|_| Error::Stopped)?;
+        self.run_on(&self.read_threads, view, read).await
+    }
+
+    async fn run_on<T: Send + 'static>(
+        self: &Arc<Self>,
+        threads: &Arc<Semaphore>,
+        view: Arc<View>,
+        read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let thread = Arc::clone(threads).acquire_owned().await;
+        let thread = thread.map_err(|_| Error::Stopped)?;
         let engine = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             // It is taken until the read has ended, though who asked may have gone.

@@ -74,9 +74,15 @@ impl Maintenance for MaintenanceService {
 
     async fn hash_kv(
         &self,
-        _: Request<pb::HashKvRequest>,
+        request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        not_built("HashKV")
+        let hashed = self.0.engine.hash_kv(request.into_inner().revision).await?;
+        Ok(Response::new(pb::HashKvResponse {
+            header: Some(self.0.header(hashed.newest)),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision,
+            hash_revision: hashed.hash_revision,
+        }))
     }
 
     type SnapshotStream = Empty<Result<pb::SnapshotResponse, Status>>;
