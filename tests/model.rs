@@ -20,6 +20,7 @@ use metastore::mvcc::overlap;
 use metastore::mvcc::request::{
     Compare, DeleteRange, Filters, Op, Operand, Order, Put, Range, Ranged, Relation, Target, Txn,
 };
+use metastore::mvcc::{hash, history};
 use metastore::proto::{etcdserverpb as pb, mvccpb};
 use metastore::storage::key_range::{End, KeyRange};
 use proptest::collection::vec;
@@ -51,6 +52,8 @@ enum Event {
     Together(Vec<Write>),
     Range(Range),
     Stream(Range),
+    /// History is hashed up to a revision, and read as a snapshot holds it.
+    Hash(i64),
     /// All is flushed, and swept up to the floor.
     Settle,
     Restart,
@@ -249,6 +252,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => vec(any_write(), 2..8).prop_map(Event::Together),
         16 => any_read().prop_map(Event::Range),
         4 => any_read().prop_map(Event::Stream),
+        4 => any_revision().prop_map(Event::Hash),
         2 => Just(Event::Settle),
         1 => Just(Event::Restart),
         1 => Just(Event::Crash),
@@ -318,6 +322,7 @@ impl Pair {
             Event::Together(writes) => self.writes(writes, false),
             Event::Range(range) => self.reads(range),
             Event::Stream(range) => self.streams(range),
+            Event::Hash(revision) => self.hashes(revision),
             Event::Settle => {
                 // Refused where that is the floor already, and answered when all is swept.
                 let revision = self.model.floor().unwrap_or(0) as i64;
@@ -395,6 +400,26 @@ impl Pair {
             Err(status) => Err(worded(status)),
         };
         prop_assert_eq!(answer, expected);
+        Ok(())
+    }
+
+    /// What compaction removes is not there, be it swept or not.
+    fn hashes(&mut self, revision: i64) -> TestCaseResult {
+        let revision = Aim(revision).at(&self.model);
+        let view = self.store.view();
+        let hashed = told(hash::hash_kv(&view, revision, || true));
+        prop_assert_eq!(hashed, told(self.model.hash(revision)));
+        let mut rows = Vec::new();
+        let read = history::each(&view, view.revision, |met| {
+            if history::stays(&view, &met)? {
+                rows.push((met.at, met.bytes.to_vec()));
+            }
+            Ok::<_, Error>(())
+        });
+        prop_assert!(read.is_ok());
+        let kept = self.model.history(self.model.floor().unwrap_or(0));
+        let kept: Vec<_> = kept.iter().map(|c| (c.at(), c.record())).collect();
+        prop_assert_eq!(rows, kept);
         Ok(())
     }
 

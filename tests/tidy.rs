@@ -13,9 +13,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "grpc",
-        &["config", "engine", "mvcc", "proto", "storage", "watch"],
+        &[
+            "config", "engine", "mvcc", "proto", "snapshot", "storage", "watch",
+        ],
     ),
-    ("engine", &["clock", "mvcc", "storage", "watch"]),
+    ("engine", &["clock", "mvcc", "snapshot", "storage", "watch"]),
     ("watch", &["storage"]),
     ("snapshot", &["mvcc", "storage"]),
     ("mvcc", &["storage"]),

@@ -13,6 +13,7 @@ pub mod command;
 mod judge;
 mod queue;
 pub mod replies;
+pub mod snapshots;
 pub mod watches;
 mod writer;
 
@@ -26,6 +27,7 @@ use tracing::error;
 use self::background::Background;
 use self::command::{Answer, Asked, Command, Reply};
 use self::queue::{Queue, ROOM_UNITS, UNIT_BYTES};
+use self::snapshots::Spools;
 use self::writer::Writer;
 use crate::clock::Clock;
 use crate::mvcc::counts::Counts;
@@ -67,6 +69,7 @@ pub struct Engine {
     read_threads: Arc<Semaphore>,
     long_read_threads: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
+    spools: Arc<Spools>,
     failed: Arc<Failed>,
     /// The newest revision, for those who wait for the next.
     published: watch::Receiver<u64>,
@@ -84,6 +87,7 @@ impl Engine {
         clock: Clock,
     ) -> Result<Engine, storage::Error> {
         let (store, settler) = Store::open(settings, identity)?;
+        snapshots::remove_spools(settings.data.as_ref())?;
         let queue = Arc::new(Queue::default());
         let background = Arc::new(Background::default());
         let failed = Arc::new(watch::Sender::new(None));
@@ -97,6 +101,7 @@ impl Engine {
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             long_read_threads: Arc::new(Semaphore::new(LONG_READ_THREADS)),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
+            spools: Arc::new(Spools::new(Arc::clone(&settings.data))),
             failed: Arc::clone(&failed),
             published,
             threads: Mutex::default(),
