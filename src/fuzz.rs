@@ -3,12 +3,19 @@
 //! `fuzz/run` calls them without end with bytes that a fuzzer grows; `cargo test` calls them with a
 //! few. Each panics where a promise of the code it calls is broken.
 
+use std::io::Write;
+
 use bytes::Bytes;
 use prost::Message;
 
 use crate::grpc::convert;
 use crate::mvcc::{model, overlap};
 use crate::proto::{etcdserverpb as pb, mvccpb};
+use crate::snapshot::bbolt::writer::{Size, Writer};
+use crate::snapshot::bbolt::{
+    self,
+    reader::{self, Reader, Seen},
+};
 use crate::storage::log;
 use crate::storage::memtable::Memtable;
 use crate::storage::record::{KeyValue, Record, key_of};
@@ -130,6 +137,55 @@ pub fn record_codec(bytes: &[u8]) {
     assert_eq!(convert::key_value(pair), message);
 }
 
+/// Whatever the reader of bbolt's files takes, the writer writes so that it reads the same.
+pub fn bbolt_reader(bytes: &[u8]) {
+    let read_again = |buckets: &Buckets| {
+        let size = write_buckets(Writer::sizing(), buckets);
+        let mut file = Vec::new();
+        let writer = Writer::begin(&mut file, size).expect("memory takes all");
+        write_buckets(writer, buckets);
+        read_buckets(&file).expect("what was written can be read")
+    };
+    if let Ok(buckets) = read_buckets(bytes) {
+        assert_eq!(read_again(&buckets), buckets);
+    }
+    // No fuzzer finds a checksum.
+    let mut signed = bytes.to_vec();
+    bbolt::sign(&mut signed);
+    if let Ok(buckets) = read_buckets(&signed) {
+        assert_eq!(read_again(&buckets), buckets);
+    }
+}
+
+/// Name and rows of each.
+type Buckets = Vec<(Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>)>;
+
+fn read_buckets(bytes: &[u8]) -> Result<Buckets, reader::Error> {
+    let file = Reader::open(bytes)?;
+    let mut seen = Seen::default();
+    let mut all = Vec::new();
+    for bucket in file.buckets(&mut seen)? {
+        let mut found = Vec::new();
+        let mut rows = file.rows(&bucket, &mut seen)?;
+        while let Some((key, value)) = rows.next()? {
+            found.push((key.to_vec(), value.to_vec()));
+        }
+        all.push((bucket.name, found));
+    }
+    file.check_freelist(&mut seen)?;
+    Ok(all)
+}
+
+fn write_buckets<W: Write>(mut writer: Writer<W>, buckets: &Buckets) -> Size {
+    for (name, rows) in buckets {
+        writer.bucket(name).expect("memory takes all");
+        for (key, value) in rows {
+            writer.put(key, value).expect("memory takes all");
+        }
+    }
+    writer.finish().expect("memory takes all")
+}
+
 /// Any message is refused or made a txn, and both ways of finding overlaps agree about it.
 pub fn txn_validation(bytes: &[u8]) {
     let Ok(message) = pb::TxnRequest::decode(bytes) else {
@@ -219,7 +275,21 @@ mod tests {
             ("segment", segment(&rows)),
             ("rows", rows),
             ("txn", txn.encode_to_vec()),
+            ("bbolt", bbolt_file()),
         ]
+    }
+
+    /// A file with a tree of two levels, an inline bucket and an empty one.
+    fn bbolt_file() -> Vec<u8> {
+        let row = |number: u16| (number.to_be_bytes().to_vec(), b"value".to_vec());
+        let buckets: Buckets = [("a", 0), ("b", 3), ("key", 300)]
+            .map(|(name, rows)| (name.into(), (0..rows).map(row).collect()))
+            .into();
+        let size = write_buckets(Writer::sizing(), &buckets);
+        let mut file = Vec::new();
+        let writer = Writer::begin(&mut file, size).expect("memory takes all");
+        write_buckets(writer, &buckets);
+        file
     }
 
     /// A segment of three batches; its salt is another each time.
@@ -241,6 +311,7 @@ mod tests {
         row_decoder(bytes);
         record_codec(bytes);
         txn_validation(bytes);
+        bbolt_reader(bytes);
     }
 
     /// `UPDATE_GOLDENFILES=1` writes the fuzzer's seeds anew.

@@ -16,6 +16,7 @@ pub mod lease;
 pub mod mvcc;
 pub mod proto;
 pub mod server;
+pub mod snapshot;
 pub mod storage;
 pub mod watch;
 

@@ -15,6 +15,7 @@
 //! compact REVISION [physical]
 //! fill PREFIX COUNT [value_size=N] [txn_ops=N]   puts PREFIX0000, PREFIX0001, ..., so many in a txn, 100 if not said
 //! restart ["--FLAG=VALUE" ...]       kill -9, then a new process on the same data
+//! hashkv [rev=N]                     the hash of history
 //! status, members                    what the node says of itself
 //! watch STREAM ...                   sends on a watch stream, which is opened by its first request:
 //!     create KEY [prefix | from_key | end=KEY] [rev=N] [id=N] [filter=noput|nodelete|N]... [prev_kv] [fragment]
@@ -59,7 +60,8 @@ use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use metastore::proto::etcdserverpb::request_op::Request;
 use metastore::proto::etcdserverpb::{
-    MemberListRequest, RangeRequest, RangeResponse, RequestOp, StatusRequest, TxnRequest,
+    HashKvRequest, MemberListRequest, RangeRequest, RangeResponse, RequestOp, StatusRequest,
+    TxnRequest,
 };
 use request::{Meanwhile, Words};
 use tempfile::TempDir;
@@ -88,7 +90,7 @@ macro_rules! scripts {
 scripts! {
     compact compact_restart delete empty_keys error_order flags
     lease_attach lease_expiry lease_grant lease_keep_alive lease_restart lease_revoke lease_txn
-    limits put put_ignore
+    hash hash_compact limits put put_ignore
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
@@ -246,6 +248,19 @@ impl Player {
         Ok(header.expect("an answer has a header").revision)
     }
 
+    fn hash_kv(&self, mut words: Words<'_>) -> Result<String, request::Error> {
+        let revision = words.number("rev")?;
+        let request = words.done(HashKvRequest { revision })?;
+        let hashed = self.ask(MaintenanceClient::new(self.channel.clone()).hash_kv(request))?;
+        Ok(format!(
+            "{} hash={} at={} compacted={}",
+            answer::header(hashed.header.as_ref()),
+            hashed.hash,
+            hashed.hash_revision,
+            hashed.compact_revision
+        ))
+    }
+
     fn status(&self) -> Result<String, request::Error> {
         let status =
             self.ask(MaintenanceClient::new(self.channel.clone()).status(StatusRequest {}))?;
@@ -342,6 +357,7 @@ impl goldenscript::Runner for Player {
                     .header
                     .as_ref(),
             ),
+            "hashkv" => self.hash_kv(words)?,
             "fill" => self.fill(words)?,
             "watch" => self.watch(words)?,
             "see" => self.see(words)?,

@@ -23,6 +23,7 @@ use metastore::mvcc::overlap;
 use metastore::mvcc::request::{
     Compare, DeleteRange, Filters, Op, Operand, Order, Put, Range, Ranged, Relation, Target, Txn,
 };
+use metastore::mvcc::{hash, history};
 use metastore::proto::{etcdserverpb as pb, mvccpb};
 use metastore::storage::key_range::{End, KeyRange};
 use proptest::collection::vec;
@@ -61,6 +62,8 @@ enum Event {
     Look(i64),
     /// So many seconds.
     Pass(u64),
+    /// History is hashed up to a revision, and read as a snapshot holds it.
+    Hash(i64),
     /// All is flushed, and swept up to the floor.
     Settle,
     Restart,
@@ -277,6 +280,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         3 => any_lease().prop_map(Event::KeepAlive),
         4 => prop_oneof![9 => any_lease(), 1 => Just(7)].prop_map(Event::Look),
         4 => prop_oneof![4 => 1..6u64, 2 => 6..60u64, 1 => 60..2000u64].prop_map(Event::Pass),
+        4 => any_revision().prop_map(Event::Hash),
         2 => Just(Event::Settle),
         1 => Just(Event::Restart),
         1 => Just(Event::Crash),
@@ -346,6 +350,7 @@ impl Pair {
             Event::Together(writes) => self.writes(writes, false),
             Event::Range(range) => self.reads(range),
             Event::Stream(range) => self.streams(range),
+            Event::Hash(revision) => self.hashes(revision),
             Event::Settle => {
                 // Refused where that is the floor already, and answered when all is swept.
                 let revision = self.model.floor().unwrap_or(0) as i64;
@@ -485,6 +490,26 @@ impl Pair {
             Err(status) => Err(worded(status)),
         };
         prop_assert_eq!(answer, expected);
+        Ok(())
+    }
+
+    /// What compaction removes is not there, be it swept or not.
+    fn hashes(&mut self, revision: i64) -> TestCaseResult {
+        let revision = Aim(revision).at(&self.model);
+        let view = self.store.view();
+        let hashed = told(hash::hash_kv(&view, revision, || true));
+        prop_assert_eq!(hashed, told(self.model.hash(revision)));
+        let mut rows = Vec::new();
+        let read = history::each(&view, view.revision, |met| {
+            if history::stays(&view, &met)? {
+                rows.push((met.at, met.bytes.to_vec()));
+            }
+            Ok::<_, Error>(())
+        });
+        prop_assert!(read.is_ok());
+        let kept = self.model.history(self.model.floor().unwrap_or(0));
+        let kept: Vec<_> = kept.iter().map(|c| (c.at(), c.record())).collect();
+        prop_assert_eq!(rows, kept);
         Ok(())
     }
 

@@ -15,10 +15,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "grpc",
-        &["config", "engine", "mvcc", "proto", "storage", "watch"],
+        &[
+            "config", "engine", "mvcc", "proto", "snapshot", "storage", "watch",
+        ],
     ),
-    ("engine", &["clock", "lease", "mvcc", "storage", "watch"]),
+    (
+        "engine",
+        &["clock", "lease", "mvcc", "snapshot", "storage", "watch"],
+    ),
     ("watch", &["storage"]),
+    ("snapshot", &["mvcc", "storage"]),
     ("mvcc", &["storage"]),
     ("lease", &["clock", "storage"]),
     ("storage", &["clock"]),
@@ -27,7 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("lib", &[]),
     // For tests only.
-    ("fuzz", &["grpc", "mvcc", "proto", "storage"]),
+    ("fuzz", &["grpc", "mvcc", "proto", "snapshot", "storage"]),
 ];
 
 /// The one folder that names the crate redb.

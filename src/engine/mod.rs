@@ -15,6 +15,7 @@ mod judge;
 mod leases;
 mod queue;
 pub mod replies;
+pub mod snapshots;
 mod upkeep;
 pub mod watches;
 mod writer;
@@ -31,10 +32,12 @@ pub use self::leases::{KeptAlive, TimeToLive};
 use self::background::Background;
 use self::command::{Answer, Asked, Command, Reply};
 use self::queue::{Queue, ROOM_UNITS, UNIT_BYTES};
+use self::snapshots::Spools;
 use self::writer::Writer;
 use crate::clock::Clock;
 use crate::lease::{Leases, Timing};
 use crate::mvcc::counts::Counts;
+use crate::mvcc::hash::{self, Hashed};
 use crate::mvcc::range::{self, Effort, Selected, Selection};
 use crate::mvcc::request::{Decided, DeleteRange, Deleted, Put, Range, Ranged, Txn, Written};
 use crate::mvcc::{Error, txn};
@@ -48,6 +51,8 @@ pub const READ_THREADS: usize = 4;
 /// Slices of history that are read at once for watchers, on further threads: so long reads do not
 /// keep watchers waiting.
 pub const WATCH_THREADS: usize = 2;
+/// Reads of a whole view that run at once, on threads of their own beside those.
+pub const LONG_READ_THREADS: usize = 2;
 
 /// Keys that a read may look at on the caller's thread: about a quarter of a millisecond.
 const INLINE_KEYS_MAX: usize = 512;
@@ -73,7 +78,9 @@ pub struct Engine {
     counts: Counts,
     read_threads: Arc<Semaphore>,
     watch_threads: Arc<Semaphore>,
+    long_read_threads: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
+    spools: Arc<Spools>,
     failed: Arc<Failed>,
     /// The newest revision, for those who wait for the next.
     published: watch::Receiver<u64>,
@@ -98,6 +105,7 @@ impl Engine {
             .view()
             .for_each_lease(|id, row| leases.restore(id, row))?;
         let leases = Arc::new(leases);
+        snapshots::remove_spools(settings.data.as_ref())?;
         let queue = Arc::new(Queue::default());
         let background = Arc::new(Background::default());
         let failed = Arc::new(watch::Sender::new(None));
@@ -111,7 +119,9 @@ impl Engine {
             counts: Counts::default(),
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             watch_threads: Arc::new(Semaphore::new(WATCH_THREADS)),
+            long_read_threads: Arc::new(Semaphore::new(LONG_READ_THREADS)),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS_BYTES / UNIT_BYTES)),
+            spools: Arc::new(Spools::new(Arc::clone(&settings.data))),
             failed: Arc::clone(&failed),
             published,
             threads: Mutex::default(),
@@ -386,7 +396,33 @@ impl Engine {
         loop {
             let read = Arc::clone(&read);
             let in_this = move |view: &View, counts: &Counts| read(view, counts);
-            match self.run_apart_on(threads, Arc::clone(&view), in_this).await {
+            match self.run_on(threads, Arc::clone(&view), in_this).await {
+                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+                done => return self.unless_failed(done),
+            }
+        }
+    }
+
+    /// Hashes history up to `revision`; 0 is all of it.
+    pub async fn hash_kv(self: &Arc<Self>, revision: i64) -> Result<Hashed, Error> {
+        self.read_long(move |view, waited_for| hash::hash_kv(view, revision, waited_for))
+            .await
+    }
+
+    /// Runs a read of a whole view, which asks now and then whether anybody still waits for it.
+    async fn read_long<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl Fn(&View, &dyn Fn() -> bool) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        let read = Arc::new(read);
+        // Dropped with this future.
+        let waiting = Arc::new(());
+        let mut view = self.view();
+        loop {
+            let (read, waiting) = (Arc::clone(&read), Arc::downgrade(&waiting));
+            let in_this = move |view: &View, _: &Counts| read(view, &|| waiting.strong_count() > 0);
+            let threads = &self.long_read_threads;
+            match self.run_on(threads, Arc::clone(&view), in_this).await {
                 Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
                 done => return self.unless_failed(done),
             }
@@ -410,10 +446,10 @@ impl Engine {
         view: Arc<View>,
         read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.run_apart_on(&self.read_threads, view, read).await
+        self.run_on(&self.read_threads, view, read).await
     }
 
-    async fn run_apart_on<T: Send + 'static>(
+    async fn run_on<T: Send + 'static>(
         self: &Arc<Self>,
         threads: &Arc<Semaphore>,
         view: Arc<View>,

@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 
-use tokio_stream::Empty;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Context, not_built};
 use crate::config::ETCD_VERSION;
+use crate::mvcc::Error;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
+use crate::snapshot::STORAGE_VERSION;
 
-/// The version of etcd's data format that goes with it; its patch is always 0.
-const STORAGE_VERSION: &str = "3.7.0";
+/// Parts of a snapshot that wait for the connection to take them.
+const PARTS_WAITING_MAX: usize = 1;
+
+type Part = Result<pb::SnapshotResponse, Status>;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -69,23 +74,46 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<pb::HashRequest>,
     ) -> Result<Response<pb::HashResponse>, Status> {
-        not_built("Hash")
+        let (hash, newest) = self.0.engine.hash(self.0.member()).await?;
+        Ok(Response::new(pb::HashResponse {
+            header: Some(self.0.header(newest)),
+            hash,
+        }))
     }
 
     async fn hash_kv(
         &self,
-        _: Request<pb::HashKvRequest>,
+        request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        not_built("HashKV")
+        let hashed = self.0.engine.hash_kv(request.into_inner().revision).await?;
+        Ok(Response::new(pb::HashKvResponse {
+            header: Some(self.0.header(hashed.newest)),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision,
+            hash_revision: hashed.hash_revision,
+        }))
     }
 
-    type SnapshotStream = Empty<Result<pb::SnapshotResponse, Status>>;
+    type SnapshotStream = ReceiverStream<Part>;
 
     async fn snapshot(
         &self,
         _: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        not_built("Snapshot")
+        let (sender, parts) = mpsc::channel(PARTS_WAITING_MAX);
+        let context = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            // What is done for a client ends with it, at once.
+            tokio::select! {
+                () = sender.closed() => {}
+                sent = send_snapshot(&context, &sender) => {
+                    if let Err(error) = sent {
+                        let _ = sender.send(Err(error.into())).await;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(parts)))
     }
 
     async fn move_leader(
@@ -101,4 +129,23 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
         not_built("Downgrade")
     }
+}
+
+/// Sends the database, and its checksum in a part of its own.
+async fn send_snapshot(context: &Context, sender: &mpsc::Sender<Part>) -> Result<(), Error> {
+    let mut snapshot = context.engine.snapshot(context.member()).await?;
+    let mut remaining = snapshot.bytes();
+    while let Some(blob) = snapshot.next().await? {
+        remaining = remaining.saturating_sub(blob.len() as u64);
+        let part = pb::SnapshotResponse {
+            header: None,
+            remaining_bytes: remaining,
+            blob,
+            version: STORAGE_VERSION.into(),
+        };
+        if sender.send(Ok(part)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }

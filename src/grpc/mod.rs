@@ -17,6 +17,7 @@ use tonic::Status;
 use crate::engine::Engine;
 use crate::mvcc::Error;
 use crate::proto::etcdserverpb as pb;
+use crate::snapshot::contents::Member;
 
 /// What the services share.
 #[derive(Debug)]
@@ -69,6 +70,18 @@ impl Context {
             member_id: identity.member_id,
             revision: revision as i64,
             raft_term: self.engine.term(),
+        }
+    }
+
+    /// The one member, as a snapshot tells of it.
+    pub fn member(&self) -> Member {
+        let identity = self.engine.identity();
+        Member {
+            id: identity.member_id,
+            name: self.name.clone(),
+            peer_urls: identity.peer_urls.clone(),
+            client_urls: self.client_urls.clone(),
+            term: self.engine.term(),
         }
     }
 

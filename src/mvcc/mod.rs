@@ -5,6 +5,8 @@
 
 pub mod compare;
 pub mod counts;
+pub mod hash;
+pub mod history;
 #[doc(hidden)]
 pub mod model;
 pub mod overlap;

@@ -11,12 +11,15 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::Error;
+use super::hash::Hashed;
+use super::history::Key;
 use super::request::{
     Compare, Decided, DeleteRange, Deleted, Op, OpAnswer, Operand, Order, Put, Range, Ranged,
     Relation, Target, Txn, Written,
 };
 use crate::storage::key_range::{End, KeyRange};
-use crate::storage::record::KeyValue;
+use crate::storage::record::{KeyValue, Record};
+use crate::storage::revision::Revision;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +52,29 @@ pub struct Change {
     pub key: Bytes,
     /// The pair from here on; `None` is a delete.
     pub pair: Option<KeyValue>,
+}
+
+impl Change {
+    /// When it was made.
+    pub fn at(&self) -> Revision {
+        Revision {
+            main: self.main,
+            sub: self.sub,
+        }
+    }
+
+    /// Its version record.
+    pub fn record(&self) -> Vec<u8> {
+        let mut record = Record::tombstone(&self.key);
+        if let Some(pair) = &self.pair {
+            record.create = pair.create;
+            record.modified = pair.modified;
+            record.version = pair.version;
+            record.value = &pair.value;
+            record.lease = pair.lease;
+        }
+        record.encode()
+    }
 }
 
 /// Which branch a txn takes, and which ones the txns in that branch take.
@@ -114,6 +140,43 @@ impl Model {
         }
         self.floor = Some(revision as u64);
         Ok(self.revision())
+    }
+
+    /// The hash of all that etcd would hash, put together and hashed at once.
+    pub fn hash(&self, revision: i64) -> Result<Hashed, Error> {
+        let compact_revision = self.floor.map_or(-1, |floor| floor as i64);
+        if revision > 0 && revision < compact_revision {
+            return Err(Error::Compacted);
+        }
+        if revision > self.revision() as i64 {
+            return Err(Error::FutureRevision);
+        }
+        let hash_revision = match revision {
+            0 => self.revision() as i64,
+            asked => asked,
+        };
+        let state = self.state(hash_revision.max(0) as u64);
+        let mut hashed = b"key".to_vec();
+        for change in self.history(self.floor.unwrap_or(0)) {
+            let main = change.main as i64;
+            let newest = self
+                .changes
+                .iter()
+                .rfind(|other| other.key == change.key && other.main as i64 <= hash_revision);
+            let kept = state.is_empty() || change.pair.is_some() && newest == Some(&change);
+            let old_tombstone = main == compact_revision && change.pair.is_none();
+            if main > hash_revision || main <= compact_revision && !kept || old_tombstone {
+                continue;
+            }
+            hashed.extend_from_slice(Key::of(change.at(), change.pair.is_none()).as_bytes());
+            hashed.extend_from_slice(&change.record());
+        }
+        Ok(Hashed {
+            hash: crc32c::crc32c(&hashed),
+            compact_revision,
+            hash_revision,
+            newest: self.revision(),
+        })
     }
 
     /// The changes that stay on disk once compaction at `floor` is swept: all that are newer, and

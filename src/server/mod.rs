@@ -29,7 +29,7 @@ use self::data_dir::DataDir;
 use self::dispatch::Services;
 use crate::clock::Clock;
 use crate::config::{Config, Refusal};
-use crate::engine::{Engine, READ_THREADS, WATCH_THREADS, replies};
+use crate::engine::{Engine, LONG_READ_THREADS, READ_THREADS, WATCH_THREADS, replies};
 use crate::grpc::Context;
 use crate::lease::Timing;
 use crate::storage;
@@ -193,7 +193,7 @@ fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(READ_THREADS + WATCH_THREADS)
+        .max_blocking_threads(READ_THREADS + WATCH_THREADS + LONG_READ_THREADS)
         .build()
 }
 

@@ -30,6 +30,17 @@ impl Revision {
         }
     }
 
+    /// The first revision that can be newer than this one; `None` if there is none.
+    pub fn next(self) -> Option<Revision> {
+        match self.sub.checked_add(1) {
+            Some(sub) => Some(Revision { sub, ..self }),
+            None => Some(Revision {
+                main: self.main.checked_add(1)?,
+                sub: 0,
+            }),
+        }
+    }
+
     /// Big-endian with every bit turned, so that the order of bytes is newest first.
     pub fn encode_descending(self) -> [u8; 12] {
         let mut bytes = [0; 12];

@@ -142,6 +142,7 @@ impl Store {
             revision: decided.revision,
             floor: decided.floor,
             index: decided.index,
+            active_leases: memtable.leases_len(),
             active: Arc::new(memtable),
             sealed: None,
             settled: Arc::new(reader),
@@ -320,6 +321,7 @@ impl Store {
                 view.revision = revision;
                 view.floor = floor;
                 view.index = index;
+                view.active_leases = view.active.leases_len();
             });
         }
     }
@@ -360,6 +362,7 @@ impl Store {
         let active = Arc::new(Memtable::default());
         self.views.update(|view| {
             view.active = active;
+            view.active_leases = 0;
             view.sealed = Some(Arc::clone(&memtable));
         });
         self.logged_bytes = 0;

@@ -35,6 +35,8 @@ pub struct View {
     /// The last command decided: etcd's raft index.
     pub index: u64,
     pub(super) active: Arc<Memtable>,
+    /// What has become of leases, as far as it is visible: so many of the active memtable.
+    pub(super) active_leases: usize,
     pub(super) sealed: Option<Arc<Memtable>>,
     pub(super) settled: Arc<Reader>,
 }
@@ -227,8 +229,8 @@ impl View {
         self.settled.meta.lease_rows as usize + unsettled
     }
 
-    /// Visits the leases of the tables, and then all that has become of leases since, this batch
-    /// included, oldest first; `None` is gone.
+    /// Visits the leases of the tables, and then all that has become of leases since, oldest first;
+    /// `None` is gone.
     pub fn for_each_lease(
         &self,
         mut visit: impl FnMut(i64, Option<LeaseRow>),
@@ -237,9 +239,13 @@ impl View {
             visit(id, Some(row));
             Ok(())
         })?;
-        for memtable in self.sealed.iter().chain([&self.active]) {
-            for place in (0..memtable.leases_len()).step_by(CHUNK) {
-                for (id, row) in memtable.leases(place, CHUNK) {
+        let sealed = self
+            .sealed
+            .iter()
+            .map(|sealed| (sealed, sealed.leases_len()));
+        for (memtable, len) in sealed.chain([(&self.active, self.active_leases)]) {
+            for place in (0..len).step_by(CHUNK) {
+                for (id, row) in memtable.leases(place, CHUNK.min(len - place)) {
                     visit(id, row);
                 }
             }

@@ -88,6 +88,9 @@ var session = []command{
 	{args: "get  --prefix -w json"},
 	{args: "get  --prefix --rev=10 -w json"},
 
+	{args: "endpoint hashkv"},
+	{args: "endpoint hashkv --rev=5 -w json"},
+	{args: "endpoint hashkv --rev=9999"},
 	{args: "compaction 5"},
 	{args: "get foo --rev=4"},
 	{args: "get foo --rev=5"},

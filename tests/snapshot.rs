@@ -1,0 +1,233 @@
+//! Snapshots: what the wire carries, what the file holds, and what a slow or a lost client costs.
+
+#![allow(clippy::disallowed_methods, reason = "tests poll, with a deadline")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::Server;
+use metastore::clock::Clock;
+use metastore::engine::Engine;
+use metastore::engine::snapshots::PIECE_BYTES;
+use metastore::lease::Timing;
+use metastore::mvcc::request::Put;
+use metastore::proto::etcdserverpb::kv_client::KvClient;
+use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use metastore::proto::etcdserverpb::{PutRequest, SnapshotRequest};
+use metastore::snapshot::bbolt::reader::{Reader, Seen};
+use metastore::snapshot::contents::Member;
+use metastore::storage::disk::real::RealDisk;
+use metastore::storage::store::{Identity, Settings};
+use metastore::storage::view::View;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+const TRAILER_BYTES: usize = 32;
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Buckets of a snapshot file, with as many rows as they have, once its checksum is found right.
+fn rows_of(file: &[u8]) -> Vec<(String, u64)> {
+    let (database, trailer) = file.split_at(file.len() - TRAILER_BYTES);
+    assert_eq!(Sha256::digest(database).as_slice(), trailer);
+    assert_eq!(database.len() % 4096, 0);
+    let reader = Reader::open(database).expect("it is a database");
+    assert_eq!(reader.bytes(), database.len() as u64);
+    let mut seen = Seen::default();
+    let mut found = Vec::new();
+    for bucket in reader.buckets(&mut seen).expect("its root is sound") {
+        let mut count = 0;
+        let mut rows = reader.rows(&bucket, &mut seen).expect("it is sound");
+        while rows.next().expect("it is sound").is_some() {
+            count += 1;
+        }
+        found.push((String::from_utf8(bucket.name).expect("a name"), count));
+    }
+    found
+}
+
+#[test]
+fn the_wire_carries_pieces_then_the_checksum() {
+    let dir = TempDir::new().expect("a folder for the test can be made");
+    let binary = Path::new(env!("CARGO_BIN_EXE_metastore"));
+    let server = Server::start(binary, &dir.path().join("data"), &[]);
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be built").block_on(async {
+        let mut kv = KvClient::new(server.channel());
+        let mut put = async |number: u32| {
+            let request = PutRequest {
+                key: Bytes::from(number.to_be_bytes().to_vec()),
+                value: Bytes::from(vec![7; 20_000]),
+                ..Default::default()
+            };
+            kv.put(request).await.expect("there is room")
+        };
+        for number in 0..20 {
+            put(number).await;
+        }
+        let mut client = MaintenanceClient::new(server.channel());
+        let stream = client.snapshot(SnapshotRequest {}).await;
+        let mut stream = stream.expect("a snapshot is made").into_inner();
+        let (mut parts, mut number) = (Vec::new(), 20);
+        while let Some(part) = stream.message().await.expect("it is whole") {
+            parts.push(part);
+            // Written while it is made, and no part of it.
+            put(number).await;
+            number += 1;
+        }
+        let mut file = Vec::new();
+        let (trailer, data) = parts.split_last().expect("there are parts");
+        let total: usize = data.iter().map(|part| part.blob.len()).sum();
+        let (last, whole) = data.split_last().expect("there are data");
+        assert!(whole.iter().all(|part| part.blob.len() == PIECE_BYTES));
+        assert!(!last.blob.is_empty());
+        for part in data {
+            file.extend_from_slice(&part.blob);
+            assert_eq!(part.remaining_bytes, (total - file.len()) as u64);
+        }
+        assert_eq!((trailer.blob.len(), trailer.remaining_bytes), (32, 0));
+        file.extend_from_slice(&trailer.blob);
+        for part in &parts {
+            assert!(part.header.is_none());
+            assert_eq!(part.version, "3.7.0");
+        }
+        let expected = [
+            ("alarm", 0),
+            ("auth", 0),
+            ("authRoles", 0),
+            ("authUsers", 0),
+            ("cluster", 2),
+            ("key", 20),
+            ("lease", 0),
+            ("members", 1),
+            ("members_removed", 0),
+            ("meta", 4),
+        ];
+        let expected: Vec<_> = expected.map(|(name, rows)| (name.to_owned(), rows)).into();
+        assert_eq!(rows_of(&file), expected);
+    });
+}
+
+/// An engine that holds `bytes`, and no more, in one process with the test.
+struct Store {
+    engine: Arc<Engine>,
+    folders: TempDir,
+    runtime: Runtime,
+}
+
+impl Store {
+    fn with(bytes: usize) -> Store {
+        let folders = TempDir::new().expect("a folder for the test can be made");
+        let open = |name| {
+            let disk = RealDisk::open(&folders.path().join(name));
+            Arc::new(disk.expect("a folder can be opened"))
+        };
+        let settings = Settings {
+            data: open("data"),
+            log: open("log"),
+            cache_bytes: 4 << 20,
+            flush_bytes: 4 << 20,
+            segment_bytes: 4 << 20,
+            reserve_bytes: 0,
+        };
+        let identity = Identity {
+            cluster_id: 1,
+            member_id: 2,
+            peer_urls: vec!["http://localhost:2380".to_owned()],
+        };
+        let engine = Engine::open(&settings, identity, Timing::default(), Clock::System)
+            .expect("the store opens");
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let mut store = Store {
+            engine: Arc::new(engine),
+            folders,
+            runtime: runtime.expect("a runtime can be built"),
+        };
+        for number in 0..bytes / 100_000 {
+            store.put(number as u32);
+        }
+        store
+    }
+
+    fn put(&mut self, number: u32) {
+        let put = Put {
+            key: Bytes::from(number.to_be_bytes().to_vec()),
+            value: Bytes::from(vec![7; 100_000]),
+            lease: 0,
+            prev_kv: false,
+            ignore_value: false,
+            ignore_lease: false,
+        };
+        let written = self.runtime.block_on(self.engine.put(put));
+        written.expect("there is room");
+    }
+
+    /// Begins a snapshot, and puts something, so that nobody else holds its view.
+    fn begin(&mut self) -> (metastore::engine::snapshots::Snapshot, Weak<View>) {
+        let view = Arc::downgrade(&self.engine.view());
+        let member = Member {
+            id: 2,
+            name: "default".to_owned(),
+            peer_urls: Vec::new(),
+            client_urls: Vec::new(),
+            term: 1,
+        };
+        let snapshot = self.runtime.block_on(self.engine.snapshot(member));
+        let snapshot = snapshot.expect("a snapshot is begun");
+        assert!(view.strong_count() > 0, "the snapshot is still being read");
+        self.put(u32::MAX);
+        (snapshot, view)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.engine.stop();
+    }
+}
+
+fn await_end_of(view: &Weak<View>) {
+    let deadline = Instant::now() + WAIT_MAX;
+    while view.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "the view is still held");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_slow_client_holds_no_view_and_gets_all() {
+    let mut store = Store::with(10_000_000);
+    let (mut snapshot, view) = store.begin();
+    let total = snapshot.bytes() as usize + TRAILER_BYTES;
+    await_end_of(&view);
+    let data = store.folders.path().join("data");
+    let names = std::fs::read_dir(data).expect("the folder is there");
+    let spooled = names
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.contains("spool"));
+    assert_eq!(spooled, None, "the file has no name");
+    let mut file = Vec::new();
+    store.runtime.block_on(async {
+        while let Some(piece) = snapshot.next().await.expect("the file is there") {
+            assert!(piece.len() == PIECE_BYTES || file.len() + PIECE_BYTES > total - 64);
+            file.extend_from_slice(&piece);
+        }
+    });
+    assert_eq!(file.len(), total);
+    assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
+}
+
+#[test]
+fn a_client_that_goes_frees_the_view() {
+    let mut store = Store::with(10_000_000);
+    let (mut snapshot, view) = store.begin();
+    let piece = store.runtime.block_on(snapshot.next());
+    assert!(piece.expect("there is one").is_some());
+    drop(snapshot);
+    await_end_of(&view);
+}
