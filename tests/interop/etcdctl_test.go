@@ -125,6 +125,12 @@ func TestEtcdctlSeesNoDifference(t *testing.T) {
 // etcdctl runs one command and returns its exit code and what it printed, without what belongs to this server alone.
 func (s *server) etcdctl(t *testing.T, c command) string {
 	t.Helper()
+	return s.mask(s.etcdctlSays(t, c))
+}
+
+// etcdctlSays runs one command and returns its exit code and what it printed.
+func (s *server) etcdctlSays(t *testing.T, c command) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), commandsSecs*time.Second)
 	defer cancel()
 	process := exec.CommandContext(ctx, etcdctl, append([]string{"--endpoints", s.clientURL}, strings.Split(c.args, " ")...)...)
@@ -132,7 +138,7 @@ func (s *server) etcdctl(t *testing.T, c command) string {
 	var out, err bytes.Buffer
 	process.Stdout, process.Stderr = &out, &err
 	_ = process.Run()
-	return fmt.Sprintf("exit code %d\n%s%s", process.ProcessState.ExitCode(), s.mask(out.String()), s.mask(err.String()))
+	return fmt.Sprintf("exit code %d\n%s%s", process.ProcessState.ExitCode(), out.String(), err.String())
 }
 
 // watchCalls are calls of `etcdctl watch`; each hears the value "caught-up" last of what was there, and "end" last of all.
@@ -171,9 +177,9 @@ func TestEtcdctlWatchesAlike(t *testing.T) {
 		run("put food --prev-kv=true meal")
 		run("del f --prefix")
 		run("put foo caught-up")
-		var calls []*watchCall
+		var calls []*runningCall
 		for _, c := range watchCalls {
-			calls = append(calls, s.startWatch(t, c))
+			calls = append(calls, s.startCall(t, c))
 		}
 		for _, call := range calls {
 			call.await(t, "caught-up")
@@ -188,10 +194,10 @@ func TestEtcdctlWatchesAlike(t *testing.T) {
 			heard[i] = append(heard[i], call.args+"\n"+call.await(t, "end"))
 		}
 		// One change at a time has but one answer, so that its JSON can be compared.
-		call := s.startWatch(t, command{args: fmt.Sprintf("watch foo --rev=%d --prev-kv -w json", revisionAfterAll)})
+		call := s.startCall(t, command{args: fmt.Sprintf("watch foo --rev=%d --prev-kv -w json", revisionAfterAll)})
 		run("put foo next")
 		heard[i] = append(heard[i], call.args+"\n"+s.mask(call.await(t, "bmV4dA==")))
-		call = s.startWatch(t, command{args: "watch -i", stdin: "watch foo\nprogress\n"})
+		call = s.startCall(t, command{args: "watch -i", stdin: "watch foo\nprogress\n"})
 		heard[i] = append(heard[i], call.args+"\n"+call.await(t, "progress notify"))
 		run("compaction 5")
 		for _, c := range answeredWatches {
@@ -206,8 +212,8 @@ func TestEtcdctlWatchesAlike(t *testing.T) {
 	t.Logf("compared %d watches; the last:\n%s", len(heard[0]), strings.Join(heard[0][len(watchCalls):], "\n"))
 }
 
-// watchCall is a running `etcdctl watch`.
-type watchCall struct {
+// runningCall is a call of etcdctl that goes on.
+type runningCall struct {
 	command
 	process *exec.Cmd
 
@@ -217,7 +223,7 @@ type watchCall struct {
 	changed chan struct{}
 }
 
-func (c *watchCall) Write(text []byte) (int, error) {
+func (c *runningCall) Write(text []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -227,9 +233,9 @@ func (c *watchCall) Write(text []byte) (int, error) {
 	return c.out.Write(text)
 }
 
-func (s *server) startWatch(t *testing.T, c command) *watchCall {
+func (s *server) startCall(t *testing.T, c command) *runningCall {
 	t.Helper()
-	call := &watchCall{command: c, changed: make(chan struct{}, 1)}
+	call := &runningCall{command: c, changed: make(chan struct{}, 1)}
 	call.process = exec.Command(etcdctl, append([]string{"--endpoints", s.clientURL}, strings.Split(c.args, " ")...)...)
 	call.process.Stdout, call.process.Stderr = call, call
 	// It must not see the end of what it reads: it would stop.
@@ -251,7 +257,7 @@ func (s *server) startWatch(t *testing.T, c command) *watchCall {
 }
 
 // await waits until it has printed a line with a text in it, and returns all that it printed.
-func (c *watchCall) await(t *testing.T, text string) string {
+func (c *runningCall) await(t *testing.T, text string) string {
 	t.Helper()
 	giveUp := time.After(commandsSecs * time.Second)
 	for {
