@@ -31,7 +31,7 @@ const WRITERS: usize = 6;
 /// Watchers of the one stream that has many.
 const CROWD: usize = 300;
 /// Nothing takes that long, unless something is waited for that never comes.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(120);
 
 /// Flushes and new segments within a round, cold reads, answers in parts from 576 KiB on, and progress at once.
 const FLAGS: [&str; 7] = [
