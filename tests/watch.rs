@@ -1,20 +1,35 @@
-//! Watch streams of the real process at their limits: clients that do not read, many watchers, wrong requests, the end.
+//! Watches at their limits: clients that do not read, many watchers, a hub that comes late, wrong requests, the end.
+//!
+//! All but one test run against the real process.
 
 mod common;
 
+use std::future::poll_fn;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::Server;
+use metastore::clock::Clock;
+use metastore::engine::Engine;
+use metastore::engine::watches::Watches;
+use metastore::mvcc::request::Put;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::watch_client::WatchClient;
 use metastore::proto::etcdserverpb::watch_request::RequestUnion;
 use metastore::proto::etcdserverpb::{PutRequest, WatchCreateRequest, WatchRequest, WatchResponse};
 use metastore::proto::mvccpb::KeyValue;
+use metastore::storage::disk::sim::SimDisk;
+use metastore::storage::key_range::KeyRange;
+use metastore::storage::revision::Revision;
+use metastore::storage::store::{Identity, Settings};
+use metastore::watch::answer::Answer;
+use metastore::watch::watcher::{Create, Wants};
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,16 +59,16 @@ fn start(dir: &TempDir) -> Server {
     Server::start(binary, &dir.path().join("data"), &FLAGS)
 }
 
+fn runtime() -> Runtime {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be built")
+}
+
 /// Runs `test` against a server of its own.
 fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Server) -> F) {
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     let server = start(&dir);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ended = runtime
-        .expect("a runtime can be built")
-        .block_on(async { timeout(STUCK, test(server)).await });
+    let ended = runtime().block_on(async { timeout(STUCK, test(server)).await });
     ended.expect("what is waited for comes");
 }
 
@@ -212,6 +227,88 @@ fn a_stuck_client_holds_up_nobody_and_loses_nothing() {
             }
         }
     });
+}
+
+/// A flush may come by before the hub does: then a watcher reads what it missed from the tables, though nobody asks for
+/// anything any more. In this process, so that the hub is late for certain.
+#[test]
+fn a_watcher_that_a_flush_overtakes_hears_on() {
+    let disk = SimDisk::new();
+    let settings = Settings {
+        data: disk.folder("data"),
+        log: disk.folder("log"),
+        cache_bytes: 1 << 20,
+        flush_bytes: 1 << 20,
+        segment_bytes: 1 << 20,
+        reserve_bytes: 1 << 20,
+    };
+    let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
+    let identity = Identity {
+        cluster_id: 1,
+        member_id: 2,
+        peer_urls: vec!["http://localhost:2380".to_owned()],
+    };
+    let engine = Engine::open(&settings, identity, clock);
+    let engine = Arc::new(engine.expect("there is room"));
+    let watches = Arc::new(Watches::new(Arc::clone(&engine), usize::MAX));
+    let stream = watches.open();
+    let next_answer = || poll_fn(|context| stream.poll_answer(context));
+    let hear = async {
+        let attending = tokio::spawn(Arc::clone(&watches).attend());
+        stream.create(Create {
+            id: 0,
+            range: KeyRange::from_wire("key".into(), Bytes::new()),
+            start: 0,
+            wants: Wants::default(),
+            fragment: false,
+            progress_notify: false,
+        });
+        let created = next_answer().await;
+        assert!(matches!(created, Ok(Answer::Created { .. })), "{created:?}");
+        // Once it has handed on a put, the hub's task rests.
+        write(&engine).await;
+        let live = next_answer().await;
+        assert!(
+            matches!(live, Ok(Answer::Events { revision: 2, .. })),
+            "{live:?}"
+        );
+        // While this thread waits, the hub does not get a turn.
+        thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                runtime().block_on(async {
+                    write(&engine).await;
+                    // Answered once all before it is in the tables.
+                    engine.compact(3, true).await.expect("there is room");
+                });
+            });
+            writing.join().expect("writing does not panic");
+        });
+        let missed = Revision { main: 3, sub: 0 };
+        assert!(!engine.view().is_recent(missed), "it is in the tables");
+        let heard = next_answer().await;
+        attending.abort();
+        heard
+    };
+    let heard = runtime().block_on(async { timeout(STUCK, hear).await });
+    let heard = heard.expect("it hears of the put");
+    assert!(
+        matches!(heard, Ok(Answer::Events { revision: 3, .. })),
+        "{heard:?}"
+    );
+    drop(stream);
+    engine.stop();
+}
+
+async fn write(engine: &Engine) {
+    let put = Put {
+        key: "key".into(),
+        value: Bytes::new(),
+        lease: 0,
+        prev_kv: false,
+        ignore_value: false,
+        ignore_lease: false,
+    };
+    engine.put(put).await.expect("there is room");
 }
 
 /// Watchers of one stream, half of them from the beginning, half from now on.
