@@ -87,12 +87,13 @@ impl Watches {
     pub async fn attend(self: Arc<Self>) {
         let mut published = self.engine.published.clone();
         loop {
+            published.borrow_and_update();
+            let step = self.hub().advance(&self.engine.view());
+            // Behind the step, which may make streams hungry itself: nobody stirs for those.
             let hungry = self.hub().take_hungry();
             for key in hungry {
                 tokio::spawn(Arc::clone(&self).catch_up(key));
             }
-            published.borrow_and_update();
-            let step = self.hub().advance(&self.engine.view());
             self.present.notify_waiters();
             if step == Step::More {
                 yield_now().await;

@@ -111,7 +111,8 @@ impl Server {
             .contains("address already in use")
     }
 
-    fn log_tail(&self) -> String {
+    /// The last of what it logged.
+    pub(crate) fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(4096)..]).into_owned()
     }
