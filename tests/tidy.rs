@@ -9,7 +9,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["config", "server"]),
     (
         "server",
-        &["config", "clock", "engine", "grpc", "proto", "storage"],
+        &[
+            "config", "clock", "engine", "grpc", "proto", "snapshot", "storage",
+        ],
     ),
     (
         "grpc",
