@@ -16,6 +16,7 @@ use crate::snapshot::bbolt::{
     self,
     reader::{self, Reader, Seen},
 };
+use crate::snapshot::{load, wal};
 use crate::storage::log;
 use crate::storage::memtable::Memtable;
 use crate::storage::record::{KeyValue, Record, key_of};
@@ -149,11 +150,16 @@ pub fn bbolt_reader(bytes: &[u8]) {
     if let Ok(buckets) = read_buckets(bytes) {
         assert_eq!(read_again(&buckets), buckets);
     }
+    let _ = wal::read_bytes(bytes);
     // No fuzzer finds a checksum.
     let mut signed = bytes.to_vec();
     bbolt::sign(&mut signed);
     if let Ok(buckets) = read_buckets(&signed) {
         assert_eq!(read_again(&buckets), buckets);
+    }
+    if let Ok(mut database) = load::Database::open(&signed[..]) {
+        let _ = database.state();
+        let _ = database.history::<load::Error>(|_, _| Ok(()));
     }
 }
 

@@ -27,6 +27,16 @@ fn main() -> ExitCode {
                 Err(error) => refuse(&error.to_string(), 1),
             }
         }
+        Ok(Parsed::Tool(tool)) => {
+            let progress = std::io::stderr().is_terminal();
+            match server::tools::run(&tool, progress) {
+                Ok(said) => {
+                    println!("{said}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => refuse(&error.to_string(), 1),
+            }
+        }
         Ok(Parsed::Serve(config)) => {
             logging::begin(config.log_level, config.log_format, config.log_output);
             match server::run(&config) {

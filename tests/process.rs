@@ -169,9 +169,18 @@ fn a_folder_of_others_is_refused_and_left_alone() {
     let line = refused_folder(folder.path());
     assert!(line.contains("letter.txt"), "{line}");
     assert_eq!(fs::read_dir(folder.path()).expect("its files").count(), 1);
+}
 
-    fs::create_dir(folder.path().join("member")).expect("a folder");
-    assert!(refused_folder(folder.path()).contains("of an etcd"));
+#[test]
+fn a_damaged_etcd_is_refused_and_left_alone() {
+    let folder = TempDir::new().expect("a folder");
+    let snap = folder.path().join("member/snap");
+    fs::create_dir_all(&snap).expect("a folder");
+    fs::write(snap.join("db"), [7; 100_000]).expect("a file");
+    let line = refused_folder(folder.path());
+    assert!(line.contains("member/snap/db"), "{line}");
+    assert!(line.contains("not a bbolt file"), "{line}");
+    assert_eq!(fs::read_dir(folder.path()).expect("its files").count(), 1);
 }
 
 #[test]

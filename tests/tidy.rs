@@ -10,7 +10,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "config", "clock", "engine", "grpc", "lease", "proto", "storage",
+            "config", "clock", "engine", "grpc", "lease", "proto", "snapshot", "storage",
         ],
     ),
     (

@@ -14,6 +14,9 @@ MetaStore, a durable single-node etcd.
 Usage:
   metastore [flags]          serve
   metastore check [flags]    verify the files of a stopped server
+  metastore snapshot save|status|restore FILE [flags]
+  metastore import FILE_OR_DIR [flags]     make a store of etcd's data
+  metastore export FILE [flags]            make etcd's snapshot file of a store
 
 A flag is written --x v or --x=v, with one dash or two; a switch only --b or --b=false. Each flag
 can be given by its environment variable instead, but not by both.

@@ -17,6 +17,7 @@ mod flags;
 mod help;
 pub mod ids;
 mod settings;
+mod tools;
 mod url;
 mod values;
 
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use settings::{Asked, Known, Settings};
 
+pub use tools::{SaveFrom, Tool};
 pub use url::{ListenAddress, ListenUrl};
 
 /// The version of etcd that we are in all that a client can see.
@@ -47,6 +49,8 @@ pub enum Parsed {
         /// The log's folder, if it is not inside the data folder.
         wal_dir: Option<PathBuf>,
     },
+    /// To work on files.
+    Tool(Tool),
     /// To print this on stdout, and to end well.
     Print(String),
 }
@@ -173,6 +177,7 @@ pub fn parse(
     let words = args.into_iter().map(word).collect::<Result<Vec<_>, _>>()?;
     match words.first().map(String::as_str) {
         Some("check") => return parse_check(&words[1..], env),
+        Some("snapshot" | "import" | "export") => return tools::parse(&words),
         Some(command @ ("gateway" | "grpc-proxy")) => {
             return Err(Refusal::new(format!(
                 "{command} is not supported: run the proxy of etcd itself"

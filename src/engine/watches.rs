@@ -99,13 +99,7 @@ impl Watches {
                 yield_now().await;
                 continue;
             }
-            let (listening, hungry) = {
-                let hub = self.hub();
-                (hub.is_listening(), hub.has_hungry())
-            };
-            if hungry {
-                continue;
-            }
+            let listening = self.hub().is_listening();
             tokio::select! {
                 changed = published.changed(), if listening => {
                     if changed.is_err() {

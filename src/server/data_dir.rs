@@ -5,9 +5,11 @@
 //! DATA/metastore/data.redb   the tables
 //! DATA/metastore/log/        the log, unless --wal-dir puts it elsewhere
 //! DATA/metastore/reserve     room for a full disk
+//! DATA/metastore.part        a store that is still being made from other data
 //! ```
 //! All that is ours lies in one folder of its own, so that what others keep beside it stays theirs.
 
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,8 +18,12 @@ use std::sync::Arc;
 use super::Error;
 use crate::storage::disk::Disk;
 use crate::storage::disk::real::RealDisk;
+use crate::storage::log;
 
 const OURS: &str = "metastore";
+
+/// The folder of a store in the making: nothing starts from it.
+const PART: &str = "metastore.part";
 
 /// A data folder that this process has.
 #[derive(Debug)]
@@ -73,20 +79,78 @@ fn refuse_foreign(data_dir: &Path) -> Result<(), Error> {
     if names.iter().any(|name| name == OURS) {
         return Ok(());
     }
-    if names.iter().any(|name| name == "member") {
-        return Err(Error::EtcdsFolder { path });
-    }
-    // What a file system or a shell leaves in a new folder does not make it anybody's.
-    let foreign = names
-        .iter()
-        .find(|name| *name != "lost+found" && !name.as_encoded_bytes().starts_with(b"."));
-    match foreign {
+    match names.iter().find(|name| is_anybodys(name)) {
         Some(name) => Err(Error::ForeignFolder {
             path,
             found: PathBuf::from(name),
         }),
         None => Ok(()),
     }
+}
+
+/// What a file system or a shell leaves in a new folder does not make it anybody's.
+fn is_anybodys(name: &OsStr) -> bool {
+    name != "lost+found" && !name.as_encoded_bytes().starts_with(b".")
+}
+
+/// Makes a store in `data_dir`: `fill` writes it in two folders of its own, that of the database and
+/// that of the log. Until all of it is on disk nothing starts from it.
+pub fn make_store<T>(
+    data_dir: &Path,
+    wal_dir: Option<&Path>,
+    fill: impl FnOnce([&Arc<dyn Disk>; 2]) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let cannot = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| Error::Folder { path, cause }
+    };
+    if let Some(wal_dir) = wal_dir {
+        let disk = RealDisk::open(wal_dir).map_err(cannot(wal_dir))?;
+        let names = disk.list().map_err(cannot(wal_dir))?;
+        if names.iter().any(|name| log::is_segment(name)) {
+            let path = wal_dir.to_owned();
+            return Err(Error::NotEmpty { path });
+        }
+    }
+    let part = data_dir.join(PART);
+    let disk = RealDisk::open(&part).map_err(cannot(&part))?;
+    let _lock = lock(&part)?;
+    // What an earlier try has left.
+    for name in disk.list().map_err(cannot(&part))? {
+        if name != "lock" && name != "log" {
+            disk.remove(&name).map_err(cannot(&part))?;
+        }
+    }
+    let log = part.join("log");
+    let log_disk = RealDisk::open(&log).map_err(cannot(&log))?;
+    let disks: [Arc<dyn Disk>; 2] = [Arc::new(disk), Arc::new(log_disk)];
+    let made = fill([&disks[0], &disks[1]])?;
+    disks[0].sync_dir().map_err(cannot(&part))?;
+    let above = RealDisk::open(data_dir).map_err(cannot(data_dir))?;
+    above.rename(PART, OURS).map_err(cannot(data_dir))?;
+    above.sync_dir().map_err(cannot(data_dir))?;
+    Ok(made)
+}
+
+/// Refuses a folder that holds anything.
+pub fn refuse_full(data_dir: &Path) -> Result<(), Error> {
+    let path = || data_dir.to_owned();
+    let cannot = |cause| Error::Folder {
+        path: path(),
+        cause,
+    };
+    let entries = match std::fs::read_dir(data_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(cannot(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(cannot)?.file_name();
+        if name != PART && is_anybodys(&name) {
+            return Err(Error::NotEmpty { path: path() });
+        }
+    }
+    Ok(())
 }
 
 fn lock(folder: &Path) -> Result<File, Error> {

@@ -10,7 +10,9 @@ pub mod check;
 pub mod connection;
 pub mod data_dir;
 pub mod dispatch;
+pub mod import;
 pub mod logging;
+pub mod tools;
 
 use std::io;
 use std::path::PathBuf;
@@ -32,6 +34,7 @@ use crate::config::{Config, Refusal};
 use crate::engine::{Engine, LONG_READ_THREADS, READ_THREADS, WATCH_THREADS, replies};
 use crate::grpc::Context;
 use crate::lease::Timing;
+use crate::snapshot::{load, restore, wal};
 use crate::storage;
 use crate::storage::store::{Identity, Settings};
 
@@ -75,14 +78,68 @@ pub enum Error {
         /// One of the files.
         found: PathBuf,
     },
-    /// The folder is that of an etcd.
-    #[error(
-        "{} is the data directory of an etcd, which cannot be imported yet: choose another",
-        path.display()
-    )]
-    EtcdsFolder {
+    /// A new store would go where something is.
+    #[error("{} is not empty: nothing is overwritten, so choose another", path.display())]
+    NotEmpty {
         /// Which.
         path: PathBuf,
+    },
+    /// A file cannot be read as etcd's.
+    #[error("cannot read {}: {cause}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        cause: load::Error,
+    },
+    /// The log of an etcd cannot be read.
+    #[error("cannot import: {0}")]
+    EtcdsLog(#[from] wal::Error),
+    /// Data of an etcd cannot be taken over.
+    #[error("cannot import {}: {cause}", path.display())]
+    Import {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        cause: restore::Error,
+    },
+    /// The etcd is still running.
+    #[error("cannot import {}: an etcd has it open; stop that first", path.display())]
+    EtcdRuns {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// The etcd is one of several members.
+    #[error(
+        "cannot import {}: it is that of one of {members} members, and others may know more; take a snapshot of the \
+         cluster with etcdctl and import that file",
+        path.display()
+    )]
+    SeveralMembers {
+        /// The data folder.
+        path: PathBuf,
+        /// How many.
+        members: usize,
+    },
+    /// The etcd was killed with changes in its log alone.
+    #[error(
+        "cannot import {}: its log holds {newer} changes that its database lacks; start etcd on it once more, stop it, \
+         and try again",
+        path.display()
+    )]
+    Unapplied {
+        /// The data folder.
+        path: PathBuf,
+        /// How many.
+        newer: u64,
+    },
+    /// A snapshot could not be saved.
+    #[error("cannot save {}: {why}", path.display())]
+    Save {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
     },
     /// There is nothing to check.
     #[error("{} holds no store", path.display())]
@@ -149,7 +206,11 @@ pub fn run(config: &Config) -> Result<Ended, Error> {
     }
     listeners.insert(0, ours);
     if !data_dir::has_store(&config.data_dir) {
-        config.check_bootstrap()?;
+        if import::is_etcds(&config.data_dir) {
+            import::take_over(config)?;
+        } else {
+            config.check_bootstrap()?;
+        }
     }
     let folders = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
     let engine = Arc::new(open_engine(config, &folders)?);

@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! view ─► contents: etcd's buckets ─► save: sized, then written front to back, and signed
+//! file ─► load: etcd's buckets, none of them believed ─► restore: a new store, filled in order
 //! ```
 
 pub mod bbolt;
 pub mod contents;
+pub mod load;
+pub mod restore;
 pub mod save;
+pub mod wal;
 
 use std::io;
 

@@ -5,6 +5,7 @@
 //! Settler (background)  ─► flush, sweep ─► redb ─► View
 //! ```
 
+pub mod bulk;
 pub mod check;
 pub mod disk;
 pub mod format;

@@ -31,7 +31,7 @@ use super::{Damaged, Error};
 pub const DATABASE_FILE: &str = "data.redb";
 
 /// The database's file while it is made.
-const NEW_DATABASE_FILE: &str = "data.redb.new";
+pub(super) const NEW_DATABASE_FILE: &str = "data.redb.new";
 
 /// Where a store lies, and how large its parts may grow.
 #[derive(Debug, Clone)]
@@ -372,6 +372,54 @@ impl Store {
             upto: self.committed,
         })
     }
+}
+
+/// A store that no process has open.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The newest state.
+    pub view: View,
+    /// Who the store is.
+    pub identity: Identity,
+    /// How often it was opened.
+    pub term: u64,
+    /// Closed last: the view reads from it.
+    _database: Database,
+}
+
+/// Reads what the log holds beyond the tables, and changes neither.
+pub fn read_stopped(
+    data: &Arc<dyn Disk>,
+    log_disk: &Arc<dyn Disk>,
+    cache_bytes: usize,
+) -> Result<Stopped, Error> {
+    let database = Database::open(data.open(DATABASE_FILE)?, cache_bytes)?;
+    let reader = database.reader()?;
+    let memtable = Memtable::default();
+    let mut decided = Progress::of(&reader.meta);
+    Log::read(log_disk.as_ref(), reader.meta.applied_batch, &mut |batch| {
+        Ok(replay(&memtable, &mut decided, &batch)?)
+    })?;
+    let identity = Identity {
+        cluster_id: reader.meta.cluster_id,
+        member_id: reader.meta.member_id,
+        peer_urls: reader.meta.peer_urls.clone(),
+    };
+    let view = View {
+        revision: decided.revision,
+        floor: decided.floor,
+        index: decided.index,
+        active_leases: memtable.leases_len(),
+        active: Arc::new(memtable),
+        sealed: None,
+        settled: Arc::new(reader),
+    };
+    Ok(Stopped {
+        view,
+        identity,
+        term: decided.term,
+        _database: database,
+    })
 }
 
 /// Opens the log, and replays what it holds beyond the tables.

@@ -8,12 +8,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,18 +143,28 @@ func compareLeases(t *testing.T, a, b *server) {
 // compareHistory compares every key at every revision, every hash, and every lease with its keys.
 func compareHistory(t *testing.T, a, b *server) {
 	t.Helper()
-	newest := b.hashKV(t, 0)
-	for revision := max(newest.CompactRevision, 1); revision <= newest.HashRevision; revision++ {
-		request := &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: revision}
-		if text := difference(request, a.ask(request), b.ask(request)); text != "" {
-			t.Fatalf("at revision %d: %s", revision, text)
-		}
+	first, last := compareKeys(t, a, b)
+	for revision := first; revision <= last; revision++ {
 		hashA, hashB := a.hashKV(t, revision), b.hashKV(t, revision)
 		if hashA.Hash != hashB.Hash || hashA.CompactRevision != hashB.CompactRevision {
 			t.Fatalf("hashes at revision %d: A %v, B %v", revision, hashA, hashB)
 		}
 	}
-	t.Logf("compared revisions %d to %d", newest.CompactRevision, newest.HashRevision)
+}
+
+// compareKeys compares every key at every revision; answers the first and the last.
+func compareKeys(t *testing.T, a, b *server) (first, last int64) {
+	t.Helper()
+	newest := b.hashKV(t, 0)
+	first, last = max(newest.CompactRevision, 1), newest.HashRevision
+	for revision := first; revision <= last; revision++ {
+		request := &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: revision}
+		if text := difference(request, a.ask(request), b.ask(request)); text != "" {
+			t.Fatalf("at revision %d: %s", revision, text)
+		}
+	}
+	t.Logf("compared revisions %d to %d", first, last)
+	return first, last
 }
 
 func (s *server) hashKV(t *testing.T, revision int64) *pb.HashKVResponse {
@@ -188,6 +200,19 @@ func run(t *testing.T, tool string, args ...string) []byte {
 		t.Fatalf("%s %v: %v\n%s", tool, args, err, out)
 	}
 	return out
+}
+
+// refused runs a tool that has to refuse, in one line; answers that.
+func refused(t *testing.T, tool string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), toolSecs*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, tool, args...).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || strings.Count(string(out), "\n") != 1 {
+		t.Errorf("%s %v ends with %v and says: %s", tool, args, err, out)
+	}
+	return string(out)
 }
 
 func parse(t *testing.T, text []byte, into any) {

@@ -331,6 +331,40 @@ impl Database {
         Ok(txn.commit()?)
     }
 
+    /// Adds rows to the end of `history`, in one commit: see [`crate::storage::bulk`].
+    pub fn append_history(&self, rows: &[(Revision, Vec<u8>)]) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        {
+            let mut table = txn.open_table(tables::META)?;
+            let mut meta = Meta::read(&table)?;
+            let mut history = txn.open_table(tables::HISTORY)?;
+            for (at, value) in rows {
+                history.insert((at.main, at.sub), &value[..])?;
+                meta.history_rows += 1;
+                meta.history_bytes += (REVISION_BYTES + value.len()) as u64;
+            }
+            meta.write(&mut table)?;
+        }
+        Ok(txn.commit()?)
+    }
+
+    /// The same of `index`: key, descending revision, value.
+    pub fn append_index(&self, rows: &[(Vec<u8>, [u8; 12], Vec<u8>)]) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        {
+            let mut table = txn.open_table(tables::META)?;
+            let mut meta = Meta::read(&table)?;
+            let mut index = txn.open_table(tables::INDEX)?;
+            for (key, at, value) in rows {
+                index.insert((&key[..], at), &value[..])?;
+                meta.index_rows += 1;
+                meta.index_bytes += (key.len() + REVISION_BYTES + value.len()) as u64;
+            }
+            meta.write(&mut table)?;
+        }
+        Ok(txn.commit()?)
+    }
+
     /// Removes a slice of what compaction at the floor removes; `false` once nothing is left.
     ///
     /// Walks history from where the last slice ended, that txn included, up to the floor. A change

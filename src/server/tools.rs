@@ -1,0 +1,252 @@
+//! `metastore snapshot`, `import` and `export`: etcd's files in and out.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::runtime::Builder;
+
+use super::data_dir::{DataDir, has_store, refuse_full};
+use super::{Error, import};
+use crate::config::{SaveFrom, Tool};
+use crate::proto::etcdserverpb::SnapshotRequest;
+use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use crate::snapshot::contents::Member;
+use crate::snapshot::load;
+use crate::snapshot::restore::{Options, Report};
+use crate::snapshot::save;
+use crate::storage::store::read_stopped;
+
+/// Memory for pages of a stopped store.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// Where a server is asked that nobody has named.
+const ENDPOINT: &str = "http://127.0.0.1:2379";
+
+/// Does it; answers what there is to say. Draws progress on stderr if told to.
+pub fn run(tool: &Tool, draw: bool) -> Result<String, Error> {
+    let bar = bar(draw);
+    let mut calls = 0u64;
+    let progress = |done: u64, all: u64| {
+        calls += 1;
+        if calls % 1024 == 1 {
+            bar.set_length(all);
+            bar.set_position(done);
+        }
+    };
+    let said = match tool {
+        Tool::Save { file, from } => save(file, from, progress),
+        Tool::Status { file, json } => status(file, *json),
+        Tool::Restore {
+            file,
+            check_hash,
+            bump,
+            config,
+        } => {
+            refuse_full(&config.data_dir)?;
+            let options = Options { bump: *bump };
+            let report = import::import_file(file, *check_hash, options, config, progress)?;
+            Ok(told(&report, &config.data_dir))
+        }
+        Tool::Import { from, config } => {
+            refuse_full(&config.data_dir)?;
+            let report = if from.is_dir() {
+                import::import_folder(from, config, progress)?
+            } else {
+                import::import_file(from, true, Options::default(), config, progress)?
+            };
+            Ok(told(&report, &config.data_dir))
+        }
+    };
+    bar.finish_and_clear();
+    said
+}
+
+fn bar(draw: bool) -> ProgressBar {
+    let bar = if draw {
+        ProgressBar::new(0)
+    } else {
+        ProgressBar::hidden()
+    };
+    let style = ProgressStyle::with_template("{wide_bar} {percent}%, {eta} left");
+    bar.set_style(style.expect("the template is well formed"));
+    bar
+}
+
+fn told(report: &Report, data_dir: &Path) -> String {
+    let Report {
+        changes, revision, ..
+    } = report;
+    let begins = match report.floor {
+        Some(floor) => format!("history begins at {floor}"),
+        None => "all of history".to_owned(),
+    };
+    let alarms = match report.alarms {
+        0 => "",
+        _ => "; alarms were left behind",
+    };
+    format!(
+        "took over {changes} changes up to revision {revision}, {begins}, into {}{alarms}",
+        data_dir.display()
+    )
+}
+
+fn status(file: &Path, as_json: bool) -> Result<String, Error> {
+    let status = load::status(file).map_err(|cause| Error::Unreadable {
+        path: file.to_owned(),
+        cause,
+    })?;
+    if as_json {
+        let json = json!({
+            "hash": status.hash,
+            "revision": status.revision,
+            "totalKey": status.keys,
+            "totalSize": status.bytes,
+            "version": status.version,
+        });
+        return Ok(json.to_string());
+    }
+    Ok(format!(
+        "{:x}, {}, {}, {}, {}",
+        status.hash,
+        status.revision,
+        status.keys,
+        readable(status.bytes),
+        status.version
+    ))
+}
+
+/// As etcdutl writes sizes.
+fn readable(bytes: u64) -> String {
+    let (mut size, mut unit) = (bytes as f64, "B");
+    for larger in ["kB", "MB", "GB", "TB"] {
+        if size >= 1000.0 {
+            (size, unit) = (size / 1000.0, larger);
+        }
+    }
+    match unit {
+        "B" => format!("{bytes} B"),
+        _ if size < 10.0 => format!("{size:.1} {unit}"),
+        _ => format!("{size:.0} {unit}"),
+    }
+}
+
+/// Writes beside the file, and gives it its name once it is whole and on disk.
+fn save(path: &Path, from: &SaveFrom, progress: impl FnMut(u64, u64)) -> Result<String, Error> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let failed = |why: String| Error::Save {
+        path: path.to_owned(),
+        why,
+    };
+    let saved = File::create(&part)
+        .map_err(|error| failed(error.to_string()))
+        .and_then(|file| {
+            match from {
+                SaveFrom::Endpoint(url) => save_online(&file, url, progress).map_err(failed)?,
+                SaveFrom::Folder { data_dir, wal_dir } => {
+                    save_stopped(&file, data_dir, wal_dir.as_deref(), progress, failed)?;
+                }
+            }
+            load::open_file(&part, true).map_err(|error| failed(error.to_string()))?;
+            file.sync_all()
+                .and_then(|()| fs::rename(&part, path))
+                .map_err(|error| failed(error.to_string()))
+        });
+    if let Err(error) = saved {
+        // What is left of it is no snapshot; that it cannot be removed is not the first trouble.
+        let _ = fs::remove_file(&part);
+        return Err(error);
+    }
+    Ok(format!("Snapshot saved at {}", path.display()))
+}
+
+fn save_online(
+    mut file: &File,
+    url: &str,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(), String> {
+    let url = match url {
+        "" => ENDPOINT.to_owned(),
+        url if url.contains("://") => url.to_owned(),
+        host => format!("http://{host}"),
+    };
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let client = MaintenanceClient::connect(url.clone()).await;
+        let mut client = client.map_err(|error| format!("cannot reach {url}: {error}"))?;
+        let told = |status: tonic::Status| format!("{url}: {}", status.message());
+        let stream = client.snapshot(SnapshotRequest {}).await.map_err(told)?;
+        let (mut stream, mut done) = (stream.into_inner(), 0);
+        while let Some(part) = stream.message().await.map_err(told)? {
+            file.write_all(&part.blob)
+                .map_err(|error| error.to_string())?;
+            done += part.blob.len() as u64;
+            progress(done, done + part.remaining_bytes);
+        }
+        Ok(())
+    })
+}
+
+fn save_stopped(
+    file: &File,
+    data_dir: &Path,
+    wal_dir: Option<&Path>,
+    mut progress: impl FnMut(u64, u64),
+    failed: impl Fn(String) -> Error,
+) -> Result<(), Error> {
+    let path = || data_dir.to_owned();
+    if !has_store(data_dir) {
+        return Err(Error::NoStore { path: path() });
+    }
+    let folders = DataDir::open(data_dir, wal_dir)?;
+    let read = read_stopped(&folders.data, &folders.log, CACHE_BYTES);
+    let stopped = read.map_err(|cause| Error::Store {
+        path: path(),
+        cause,
+    })?;
+    let view = &stopped.view;
+    let member = Member {
+        id: stopped.identity.member_id,
+        name: "default".to_owned(),
+        peer_urls: stopped.identity.peer_urls.clone(),
+        client_urls: Vec::new(),
+        term: stopped.term,
+    };
+    let mut out = Counted {
+        out: BufWriter::with_capacity(1 << 20, file),
+        done: 0,
+        all: 0,
+        progress: &mut progress,
+    };
+    let saved = save::size(view, &member, || true).and_then(|size| {
+        out.all = size.bytes();
+        save::write(view, &member, size, &mut out, || true)
+    });
+    saved.map_err(|error| failed(error.to_string()))
+}
+
+/// Tells of what it passes on.
+struct Counted<'a, W> {
+    out: W,
+    done: u64,
+    all: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.done += written as u64;
+        (self.progress)(self.done, self.all);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
