@@ -39,6 +39,7 @@ const (
 type server struct {
 	name    string
 	program string
+	ours    bool
 	flags   []string
 	dir     string
 
@@ -81,7 +82,7 @@ func isOurs(program string) bool {
 
 func newServer(t *testing.T, name, program string, flags ...string) *server {
 	t.Helper()
-	s := &server{name: name, program: program, flags: append(flags, strings.Fields(os.Getenv(name+"_FLAGS"))...), dir: t.TempDir()}
+	s := &server{name: name, program: program, ours: isOurs(program), flags: append(flags, strings.Fields(os.Getenv(name+"_FLAGS"))...), dir: t.TempDir()}
 	t.Cleanup(s.kill)
 	t.Logf("%s: %s %s", s.name, s.program, strings.Join(s.flags, " "))
 	return s

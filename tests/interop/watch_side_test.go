@@ -17,6 +17,7 @@ const noWatcher = -1
 // side is a stream on one server and what was heard on it.
 type side struct {
 	server string
+	ours   bool
 	stream pb.Watch_WatchClient
 	cancel context.CancelFunc
 	// changed holds a token when anything came since it was last taken.
@@ -58,7 +59,7 @@ func (s *server) listen() (*side, error) {
 		cancel()
 		return nil, err
 	}
-	side := &side{server: s.name, stream: stream, cancel: cancel, changed: make(chan struct{}, 1), current: make(map[int64]*heard)}
+	side := &side{server: s.name, ours: s.ours, stream: stream, cancel: cancel, changed: make(chan struct{}, 1), current: make(map[int64]*heard)}
 	go side.receive()
 	return side, nil
 }
