@@ -215,6 +215,10 @@ pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are allowed")
 }
 
+pub(crate) fn micros(latencies: &Histogram<u64>, quantile: f64) -> f64 {
+    latencies.value_at_quantile(quantile) as f64 / 1000.0
+}
+
 impl Driving<'_> {
     /// Lets time pass, unless a client fails first.
     pub(crate) fn wait(&self, time: Duration) -> Result<(), Failure> {

@@ -22,6 +22,7 @@ mod million;
 mod process;
 mod report;
 mod requests;
+mod stream;
 mod watch;
 mod watch_stream;
 mod writer;

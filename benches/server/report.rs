@@ -1,7 +1,7 @@
 //! The tables: printed as the figures come, and compared with the targets at the end.
 
 use crate::load::Outcome;
-use crate::{Failure, NAMES};
+use crate::{Failure, NAMES, Plan};
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -136,6 +136,34 @@ impl Report {
                 pair,
             });
         }
+    }
+
+    /// Rounds in turn; each measure of `turn` becomes a row, with the median of its rounds.
+    pub(crate) fn in_turn<const N: usize>(
+        &mut self,
+        plan: &Plan,
+        work: &'static str,
+        measures: [&'static str; N],
+        turn: impl Fn(usize) -> Result<[f64; N], Failure>,
+    ) -> Result<(), Failure> {
+        let mut rounds = [Vec::new(), Vec::new()];
+        for round in 1..=plan.runs {
+            for (index, rounds) in rounds.iter_mut().enumerate() {
+                let name = NAMES[index];
+                eprintln!("{work}: round {round} of {}, {name}", plan.runs);
+                rounds.push(turn(index)?);
+            }
+        }
+        for (column, measure) in measures.into_iter().enumerate() {
+            let over_rounds =
+                |rounds: &Vec<[f64; N]>| median(rounds.iter().map(|round| round[column]).collect());
+            self.measure(
+                work,
+                measure,
+                [over_rounds(&rounds[0]), over_rounds(&rounds[1])],
+            );
+        }
+        Ok(())
     }
 
     /// One row: a single measure.
