@@ -18,7 +18,7 @@ enum Bound {
 use Bound::{OursMax, RatioMax, RatioMin};
 
 /// (work, measure, bound), as the project set them.
-const TARGETS: [(&str, &str, Bound); 28] = [
+const TARGETS: [(&str, &str, Bound); 38] = [
     ("put-1", P50, RatioMax(0.65)),
     ("put-1000", PER_SEC, RatioMin(1.4)),
     ("put-1000", CPU, RatioMax(0.6)),
@@ -75,7 +75,28 @@ const TARGETS: [(&str, &str, Bound); 28] = [
         "anonymous MiB due to the stuck one",
         OursMax(STUCK_MIB_MAX),
     ),
+    ("lease-grant", PER_SEC, RatioMin(1.0)),
+    ("lease-grant", CPU, RatioMax(1.0)),
+    ("lease-put", PER_SEC, RatioMin(1.0)),
+    ("lease-put", CPU, RatioMax(1.0)),
+    ("lease-keepalive", "keep-alives/s", RatioMin(1.0)),
+    ("lease-keepalive", "server CPU µs/keep-alive", RatioMax(1.0)),
+    (
+        "lease-keepalive",
+        "server cores, by the clock",
+        RatioMax(1.0),
+    ),
+    ("lease-expiry", "late p99 ms", RatioMax(1.0)),
+    ("lease-expiry", "ended early", OursMax(0.0)),
+    (
+        "lease-memory",
+        "resident MiB due to them",
+        OursMax(LEASES_MIB_MAX),
+    ),
 ];
+
+/// 200 MB, for a million leases.
+const LEASES_MIB_MAX: f64 = 200e6 / MIB;
 
 /// A quarter of what it is kept from hearing: more would be a backlog.
 const STUCK_MIB_MAX: f64 = 16.0;
