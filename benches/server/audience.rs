@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 
 use crate::Failure;
 use crate::load::histogram;
-use crate::watch_stream::{Answer, FREELY, WatchStream};
+use crate::stream::FREELY;
+use crate::watch_stream::{Answer, Event, WatchStream};
 
 const CLIENTS: usize = 10;
 
@@ -155,10 +156,11 @@ async fn listen(
         let read = stream.read(|answer| {
             let read_at = answer.read_at.saturating_duration_since(*EPOCH).as_nanos() as u64;
             created += u64::from(answer.created);
-            heard += ears.hear(&answer, |value| {
-                if measuring && let Some(sent_at) = value.first_chunk() {
+            heard += ears.hear(&answer, |event| {
+                if measuring && let Some(sent_at) = event.value.first_chunk() {
                     nanos.push(read_at.saturating_sub(u64::from_be_bytes(*sent_at)));
                 }
+                Ok(())
             })?;
             Ok(())
         });
@@ -183,12 +185,12 @@ impl Ears {
         Self(vec![0; watchers])
     }
 
-    /// Takes in an answer, with the value of each event; answers how many events it held. Items put
-    /// one key a revision, so no revision comes twice.
+    /// Takes in an answer, event by event; answers how many it held. Items change one key a
+    /// revision, so no revision comes twice.
     pub(crate) fn hear(
         &mut self,
         answer: &Answer<'_>,
-        mut value: impl FnMut(&[u8]),
+        mut each: impl FnMut(Event<'_>) -> Result<(), Failure>,
     ) -> Result<u64, Failure> {
         let id = answer.watch_id;
         if answer.canceled {
@@ -205,8 +207,7 @@ impl Ears {
             }
             *last = event.mod_revision;
             events += 1;
-            value(event.value);
-            Ok(())
+            each(event)
         })?;
         Ok(events)
     }

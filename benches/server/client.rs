@@ -1,4 +1,4 @@
-//! The client: the generated tonic KV client over a bare HTTP/2 connection.
+//! The client: the generated tonic clients over a bare HTTP/2 connection.
 //!
 //! It shares the machine with the server it measures, so it leaves out what tonic's `Channel` adds
 //! for comfort: no buffer task, no reconnecting, no layers. An error ends the work item.
@@ -8,15 +8,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::Uri;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use metastore::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use metastore::proto::etcdserverpb::kv_client::KvClient;
+use metastore::proto::etcdserverpb::lease_client::LeaseClient;
 use metastore::proto::etcdserverpb::request_op::Request as Op;
 use metastore::proto::etcdserverpb::response_op::Response as OpResponse;
 use metastore::proto::etcdserverpb::{
-    CompactionRequest, Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
+    CompactionRequest, Compare, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse,
+    RequestOp, TxnRequest,
 };
 use tokio::net::TcpStream;
 use tonic::body::Body;
@@ -63,16 +66,20 @@ impl Service<hyper::Request<Body>> for Connection {
 
 /// What the work items ask of a server, in etcd's messages.
 #[derive(Clone)]
-pub(crate) struct Client(KvClient<Connection>);
+pub(crate) struct Client {
+    kv: KvClient<Connection>,
+    leases: LeaseClient<Connection>,
+}
 
 impl Client {
     pub(crate) fn new(connection: Connection, port: u16) -> Self {
-        let origin = format!("http://127.0.0.1:{port}")
+        let origin: Uri = format!("http://127.0.0.1:{port}")
             .parse()
             .expect("an address and a port make a URI");
+        let leases = LeaseClient::with_origin(connection.clone(), origin.clone());
         let kv =
             KvClient::with_origin(connection, origin).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Self(kv)
+        Self { kv, leases }
     }
 
     pub(crate) async fn open(port: u16) -> Result<Self, Failure> {
@@ -80,17 +87,39 @@ impl Client {
     }
 
     pub(crate) async fn put(&mut self, key: Bytes, value: Bytes) -> Result<(), Failure> {
+        self.put_with_lease(key, value, 0).await
+    }
+
+    /// A key that ends with its lease; 0 is none.
+    pub(crate) async fn put_with_lease(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+        lease: i64,
+    ) -> Result<(), Failure> {
         let request = PutRequest {
             key,
             value,
+            lease,
             ..PutRequest::default()
         };
-        self.0.put(request).await?;
+        self.kv.put(request).await?;
         Ok(())
     }
 
+    /// Grants a lease, of an id that the server chooses if it is 0; answers the id.
+    pub(crate) async fn grant(&mut self, id: i64, ttl_secs: u64) -> Result<i64, Failure> {
+        let ttl = ttl_secs as i64;
+        let request = LeaseGrantRequest { id, ttl };
+        let answer = self.leases.lease_grant(request).await?.into_inner();
+        if answer.ttl != ttl {
+            return Err(format!("granted {} s instead of {ttl}", answer.ttl).into());
+        }
+        Ok(answer.id)
+    }
+
     pub(crate) async fn range(&mut self, request: RangeRequest) -> Result<RangeResponse, Failure> {
-        Ok(self.0.range(request).await?.into_inner())
+        Ok(self.kv.range(request).await?.into_inner())
     }
 
     /// One key, now or at an old revision. The key need not exist.
@@ -146,7 +175,7 @@ impl Client {
                 request: Some(Op::RequestRange(get)),
             }],
         };
-        let answer = self.0.txn(request).await?.into_inner();
+        let answer = self.kv.txn(request).await?.into_inner();
         let header = answer.header.ok_or("an answer without a header")?;
         if answer.succeeded {
             return Ok((true, header.revision));
@@ -170,7 +199,7 @@ impl Client {
             revision,
             physical: true,
         };
-        self.0.compact(request).await?;
+        self.kv.compact(request).await?;
         Ok(())
     }
 }

@@ -30,6 +30,9 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) const VALUE_BYTES: usize = 256;
 
+/// Longer than any item takes.
+pub(crate) const LEASE_TTL_SECS: u64 = 3600;
+
 /// Values are slices of this much noise, so that none costs the client more than a counter.
 const NOISE_BYTES: usize = 1 << 20;
 
@@ -66,6 +69,12 @@ pub(crate) fn key(number: u64) -> Bytes {
     format!("/registry/bench/{number:06}").into()
 }
 
+/// The id of lease `number`: never 0, never negative, and as wide as those that servers choose.
+pub(crate) fn lease_id(number: u64) -> i64 {
+    // An odd factor, so that no id comes twice.
+    ((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) & (u64::MAX >> 1)) as i64
+}
+
 /// The numbers below `count`, each once, in an order of the seed's choice.
 pub(crate) fn shuffled(count: u64, seed: u64) -> Arc<[u64]> {
     let mut numbers: Vec<u64> = (0..count).collect();
@@ -83,6 +92,12 @@ pub(crate) enum Ask {
     Put { keys: u64 },
     /// Put the keys of the list, each once, shared by all clients.
     PutEach(Arc<[u64]>),
+    /// Put a random key below `keys` with a random lease below `leases`.
+    PutLeased { keys: u64, leases: u64 },
+    /// Grant a lease of an hour, of an id that the server chooses.
+    Grant,
+    /// Grant the leases from the first on, each once, shared by all clients.
+    GrantEach,
     /// Get a random key below `keys`; at revision 0, the newest.
     Get { keys: u64, revision: i64 },
     /// List the `length` keys (a power of ten) under a random prefix.
@@ -213,6 +228,10 @@ fn share(count: usize, thread: usize, threads: usize) -> usize {
 
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are allowed")
+}
+
+pub(crate) fn micros(latencies: &Histogram<u64>, quantile: f64) -> f64 {
+    latencies.value_at_quantile(quantile) as f64 / 1000.0
 }
 
 impl Driving<'_> {
@@ -403,6 +422,14 @@ impl Asker {
                 let value = self.value();
                 self.client.put(key, value).await
             }
+            Ask::PutLeased { keys, leases } => {
+                let key = key(self.random.below(*keys));
+                let lease = lease_id(self.random.below(*leases));
+                let value = self.value();
+                self.client.put_with_lease(key, value, lease).await
+            }
+            Ask::Grant => self.grant(0).await,
+            Ask::GrantEach => self.grant(lease_id(turn)).await,
             Ask::Get { keys, revision } => {
                 let answer = self
                     .client
@@ -431,6 +458,11 @@ impl Asker {
                 Ok(())
             }
         }
+    }
+
+    async fn grant(&mut self, id: i64) -> Result<(), Failure> {
+        self.client.grant(id, LEASE_TTL_SECS).await?;
+        Ok(())
     }
 
     fn value(&mut self) -> Bytes {

@@ -16,12 +16,16 @@
 mod audience;
 mod background;
 mod client;
+mod keep_alive;
+mod lease;
+mod lease_end;
 mod load;
 mod machine;
 mod million;
 mod process;
 mod report;
 mod requests;
+mod stream;
 mod watch;
 mod watch_stream;
 mod writer;
@@ -44,7 +48,7 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) const NAMES: [&str; 2] = ["etcd", "metastore"];
 
 /// Every work item and what it does, in the order of the run.
-const ITEMS: [(&str, &str); 18] = [
+const ITEMS: [(&str, &str); 24] = [
     ("put-1", "1 client puts 256 B under random keys of 100,000"),
     ("put-100", "100 clients do"),
     ("put-1000", "1000 clients do"),
@@ -92,6 +96,30 @@ const ITEMS: [(&str, &str); 18] = [
     (
         "watch-stuck",
         "100 clients put 64 MiB; of 100 watchers one never reads its socket",
+    ),
+    (
+        "lease-grant",
+        "100 clients grant leases of ids that the server chooses",
+    ),
+    (
+        "lease-put",
+        "100 clients put 256 B, each with one of 1000 leases",
+    ),
+    (
+        "lease-keepalive",
+        "100 streams renew in a closed loop; then 100,000 leases, each every 5 s",
+    ),
+    (
+        "lease-expiry",
+        "2000 leases of 2 to 6 s, a key each, while 1000 clients put: how late keys go",
+    ),
+    (
+        "lease-mass",
+        "100,000 leases, a key each, end within a second while 10 clients put",
+    ),
+    (
+        "lease-memory",
+        "1,000,000 leases: memory, and again after kill -9 and restart",
     ),
 ];
 
@@ -163,6 +191,12 @@ pub(crate) struct Scale {
     pub(crate) idle_watchers: usize,
     /// Puts that a stuck watcher does not hear of.
     pub(crate) stuck_puts: u64,
+    /// Leases that are renewed by the clock.
+    pub(crate) renewed_leases: u64,
+    /// Leases that end one by one.
+    pub(crate) ending_leases: u64,
+    /// Leases that end within one second.
+    pub(crate) mass_leases: u64,
 }
 
 const WHOLE: Scale = Scale {
@@ -178,6 +212,9 @@ const WHOLE: Scale = Scale {
     caught_up_revisions: 100_000,
     idle_watchers: 10_000,
     stuck_puts: 65_536,
+    renewed_leases: 100_000,
+    ending_leases: 2_000,
+    mass_leases: 100_000,
 };
 
 const QUICK: Scale = Scale {
@@ -193,6 +230,9 @@ const QUICK: Scale = Scale {
     caught_up_revisions: 5_000,
     idle_watchers: 1_000,
     stuck_puts: 4_096,
+    renewed_leases: 10_000,
+    ending_leases: 250,
+    mass_leases: 5_000,
 };
 
 impl Plan {
@@ -266,7 +306,13 @@ fn bench() -> Result<usize, Failure> {
         }
     );
     let mut report = Report::default();
-    for part in [requests::run, background::run, million::run, watch::run] {
+    for part in [
+        requests::run,
+        background::run,
+        million::run,
+        watch::run,
+        lease::run,
+    ] {
         if let Err(error) = part(&plan, &mut report) {
             report.failed(error);
         }

@@ -50,7 +50,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
             Ask::Get { keys, .. } if name == "get-old" => Ask::Get { keys, revision },
             _ => ask.clone(),
         });
-        match measure(plan, &servers, name, clients, &asks) {
+        match in_rounds(plan, &servers, name, clients, &asks) {
             Ok(rounds) => report.requests(name, rounds),
             Err(error) => report.failed(format!("{name}: {error}").into()),
         }
@@ -59,7 +59,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
 }
 
 /// Rounds in turn: etcd, ours, etcd, ours, …
-fn measure(
+pub(crate) fn in_rounds(
     plan: &Plan,
     servers: &[Server; 2],
     name: &str,

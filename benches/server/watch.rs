@@ -14,13 +14,14 @@ use tokio::time::MissedTickBehavior;
 
 use crate::audience::{Audience, Ears};
 use crate::client::Client;
-use crate::load::{Ask, Load, Outcome, VALUE_BYTES, histogram, key};
+use crate::load::{Ask, Load, Outcome, VALUE_BYTES, histogram, key, micros};
 use crate::process::{Server, Span};
-use crate::report::{Report, median, mib};
+use crate::report::{Report, mib};
 use crate::requests::fill;
-use crate::watch_stream::{NARROWLY, WatchStream};
+use crate::stream::NARROWLY;
+use crate::watch_stream::WatchStream;
 use crate::writer::Writer;
-use crate::{Failure, NAMES, Plan, block_on};
+use crate::{Failure, Plan, block_on};
 
 const FANOUT_WATCHERS: usize = 1000;
 
@@ -63,34 +64,6 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Rounds in turn; each measure of `turn` becomes a row, with the median of its rounds.
-fn in_turn<const N: usize>(
-    plan: &Plan,
-    report: &mut Report,
-    work: &'static str,
-    measures: [&'static str; N],
-    turn: impl Fn(usize) -> Result<[f64; N], Failure>,
-) -> Result<(), Failure> {
-    let mut rounds = [Vec::new(), Vec::new()];
-    for round in 1..=plan.runs {
-        for (index, rounds) in rounds.iter_mut().enumerate() {
-            let name = NAMES[index];
-            eprintln!("{work}: round {round} of {}, {name}", plan.runs);
-            rounds.push(turn(index)?);
-        }
-    }
-    for (column, measure) in measures.into_iter().enumerate() {
-        let over_rounds =
-            |rounds: &Vec<[f64; N]>| median(rounds.iter().map(|round| round[column]).collect());
-        report.measure(
-            work,
-            measure,
-            [over_rounds(&rounds[0]), over_rounds(&rounds[1])],
-        );
-    }
-    Ok(())
-}
-
 fn fanout(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     let measures = [
         "events/s",
@@ -105,7 +78,7 @@ fn fanout(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         "client cores, 4 puts ahead",
     ];
     let servers = plan.start()?;
-    in_turn(plan, report, "watch-fanout", measures, |index| {
+    report.in_turn(plan, "watch-fanout", measures, |index| {
         let server = &servers[index];
         let mut turn = Vec::new();
         for ahead in FANOUT_AHEAD {
@@ -161,7 +134,7 @@ fn latency(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         "client cores",
     ];
     let servers = plan.start()?;
-    in_turn(plan, report, "watch-latency", measures, |index| {
+    report.in_turn(plan, "watch-latency", measures, |index| {
         let server = &servers[index];
         let turn = block_on(put_by_the_clock(plan, server));
         let turn = turn.map_err(|error| server.explain(error))?;
@@ -227,7 +200,7 @@ fn catch_up(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     for server in &servers {
         fill(plan, server, plan.scale.caught_up_revisions)?;
     }
-    in_turn(plan, report, "watch-catchup", measures, |index| {
+    report.in_turn(plan, "watch-catchup", measures, |index| {
         let server = &servers[index];
         let turn = block_on(read_history(plan, server)).map_err(|error| server.explain(error))?;
         server.wait_quiet()?;
@@ -261,7 +234,7 @@ fn idle(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         "put p50 with : without",
         "put p99 with : without",
     ];
-    in_turn(plan, report, "watch-idle", measures, |index| {
+    report.in_turn(plan, "watch-idle", measures, |index| {
         // Each on a new server, so that both have the same past.
         let [without, with] = [0, plan.scale.idle_watchers].map(|watchers| {
             let server = plan.start_one(index)?;
@@ -345,7 +318,7 @@ fn stuck(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         "anonymous MiB due to the stuck one",
         "ms until it has all, once it reads",
     ];
-    in_turn(plan, report, "watch-stuck", measures, |index| {
+    report.in_turn(plan, "watch-stuck", measures, |index| {
         // Each on a new server, so that both have the same past.
         let without = beside(plan, &plan.start_one(index)?, false)?;
         let with = beside(plan, &plan.start_one(index)?, true)?;
@@ -455,7 +428,7 @@ async fn wake(mut stream: WatchStream, puts: u64) -> Result<f64, Failure> {
     while heard < puts {
         stream
             .read(|answer| {
-                heard += ears.hear(&answer, |_| ())?;
+                heard += ears.hear(&answer, |_| Ok(()))?;
                 Ok(())
             })
             .await?;
@@ -473,17 +446,16 @@ fn all_keys(start_revision: i64) -> WatchCreateRequest {
     }
 }
 
-fn record(latencies: &mut Histogram<u64>, put: Result<Duration, Failure>) -> Result<(), Failure> {
+pub(crate) fn record(
+    latencies: &mut Histogram<u64>,
+    put: Result<Duration, Failure>,
+) -> Result<(), Failure> {
     latencies.record(put?.as_nanos() as u64)?;
     Ok(())
 }
 
-fn micros(latencies: &Histogram<u64>, quantile: f64) -> f64 {
-    latencies.value_at_quantile(quantile) as f64 / 1000.0
-}
-
 /// One that can stand still between two questions.
-fn runtime() -> Result<Runtime, Failure> {
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?)
