@@ -414,19 +414,13 @@ impl Engine {
         self: &Arc<Self>,
         read: impl Fn(&View, &dyn Fn() -> bool) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, Error> {
-        let read = Arc::new(read);
-        // Dropped with this future.
         let waiting = Arc::new(());
-        let mut view = self.view();
-        loop {
-            let (read, waiting) = (Arc::clone(&read), Arc::downgrade(&waiting));
-            let in_this = move |view: &View, _: &Counts| read(view, &|| waiting.strong_count() > 0);
-            let threads = &self.long_read_threads;
-            match self.run_on(threads, Arc::clone(&view), in_this).await {
-                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
-                done => return self.unless_failed(done),
-            }
-        }
+        let held = Arc::downgrade(&waiting);
+        let in_this = move |view: &View, _: &Counts| read(view, &|| held.strong_count() > 0);
+        let done = self.read_apart_on(&self.long_read_threads, in_this).await;
+        // Or with this future, if nobody waits for it any more.
+        drop(waiting);
+        done
     }
 
     /// A view of the database that is opened after that of `view`, which was closed.

@@ -19,7 +19,7 @@ use super::disk::Disk;
 use super::log::{self, Log};
 use super::memtable::Memtable;
 use super::redb::meta::Meta;
-use super::redb::{Database, Progress};
+use super::redb::{Database, Progress, Reader};
 use super::revision::Revision;
 use super::row::{Change, LeaseRow, LogRow};
 use super::settler::Settler;
@@ -59,6 +59,17 @@ pub struct Identity {
     pub member_id: u64,
     /// The peer URLs that both are made of.
     pub peer_urls: Vec<String>,
+}
+
+impl Identity {
+    /// As the tables have it.
+    fn of(meta: &Meta) -> Identity {
+        Identity {
+            cluster_id: meta.cluster_id,
+            member_id: meta.member_id,
+            peer_urls: meta.peer_urls.clone(),
+        }
+    }
 }
 
 /// The view that is current; one for all readers.
@@ -138,15 +149,7 @@ impl Store {
         if !meta.log_begun {
             database.update_meta(|meta| meta.log_begun = true)?;
         }
-        let view = View {
-            revision: decided.revision,
-            floor: decided.floor,
-            index: decided.index,
-            active_leases: memtable.leases_len(),
-            active: Arc::new(memtable),
-            sealed: None,
-            settled: Arc::new(reader),
-        };
+        let view = replayed_view(&decided, memtable, reader);
         let views = Arc::new(Views {
             current: ArcSwap::from_pointee(view.clone()),
             change: Mutex::default(),
@@ -165,11 +168,7 @@ impl Store {
             log,
             views,
             space,
-            identity: Identity {
-                cluster_id: meta.cluster_id,
-                member_id: meta.member_id,
-                peer_urls: meta.peer_urls,
-            },
+            identity: Identity::of(&meta),
             flush_bytes: settings.flush_bytes,
             view,
             decided,
@@ -400,12 +399,19 @@ pub fn read_stopped(
     Log::read(log_disk.as_ref(), reader.meta.applied_batch, &mut |batch| {
         Ok(replay(&memtable, &mut decided, &batch)?)
     })?;
-    let identity = Identity {
-        cluster_id: reader.meta.cluster_id,
-        member_id: reader.meta.member_id,
-        peer_urls: reader.meta.peer_urls.clone(),
-    };
-    let view = View {
+    let identity = Identity::of(&reader.meta);
+    let view = replayed_view(&decided, memtable, reader);
+    Ok(Stopped {
+        view,
+        identity,
+        term: decided.term,
+        _database: database,
+    })
+}
+
+/// The first view of a store: the tables, and what was replayed into `memtable`.
+fn replayed_view(decided: &Progress, memtable: Memtable, reader: Reader) -> View {
+    View {
         revision: decided.revision,
         floor: decided.floor,
         index: decided.index,
@@ -413,13 +419,7 @@ pub fn read_stopped(
         active: Arc::new(memtable),
         sealed: None,
         settled: Arc::new(reader),
-    };
-    Ok(Stopped {
-        view,
-        identity,
-        term: decided.term,
-        _database: database,
-    })
+    }
 }
 
 /// Opens the log, and replays what it holds beyond the tables.
