@@ -18,12 +18,10 @@ use crate::snapshot::bbolt::{
 };
 use crate::snapshot::{load, wal};
 use crate::storage::log;
-use crate::storage::memtable::Memtable;
 use crate::storage::record::{KeyValue, Record, key_of};
-use crate::storage::redb::Progress;
 use crate::storage::revision::Revision;
 use crate::storage::row::{Change, HistoryRow, LeaseRow, LogRow, Version};
-use crate::storage::store;
+use crate::storage::store::Replayed;
 
 /// Most guards and operations of a txn, as the server has it.
 const TXN_OPS_MAX: usize = 128;
@@ -49,21 +47,14 @@ pub fn log_reader(bytes: &[u8]) {
 
 /// The rows of a batch are put back, or refused.
 fn replays(rows: &[u8]) {
-    let mut progress = Progress {
-        batch: 0,
-        index: 0,
-        revision: 1,
-        floor: None,
-        term: 0,
-        served: 0,
-    };
     let batch = log::Batch {
         number: 1,
         index: 1,
         rows,
     };
-    let memtable = Memtable::default();
-    let _ = store::replay(&memtable, &mut progress, &batch);
+    let mut replayed = Replayed::from_the_first();
+    let _ = replayed.take(&batch);
+    let memtable = replayed.memtable;
     let pairs = memtable.attachments();
     let together = pairs.iter().filter(|(_, _, together)| *together);
     for (lease, key, _) in together {

@@ -20,10 +20,10 @@ use super::log::{self, Log};
 use super::memtable::{self, Memtable};
 use super::record::{Record, key_of};
 use super::redb::meta::Meta;
-use super::redb::{Database, LEASE_ID_BYTES, Progress, REVISION_BYTES, Reader};
+use super::redb::{Database, LEASE_ID_BYTES, REVISION_BYTES, Reader};
 use super::revision::Revision;
 use super::row::{Change, HistoryRow, Version};
-use super::store::{self, DATABASE_FILE};
+use super::store::{DATABASE_FILE, Replayed};
 use super::{Damaged, Error};
 
 /// Memory for pages of the database while it is checked.
@@ -114,11 +114,15 @@ pub fn check(
     {
         return wrong("log", "its files are missing");
     }
-    let memtable = Memtable::default();
-    let mut upto = Progress::of(meta);
+    let mut replayed = Replayed::onto(reader)?;
     let summary = Log::read(log_disk.as_ref(), meta.applied_batch, &mut |batch| {
-        Ok(store::replay(&memtable, &mut upto, &batch)?)
+        Ok(replayed.take(&batch)?)
     });
+    let Replayed {
+        memtable,
+        decided: upto,
+        ..
+    } = replayed;
     let summary = summary.map_err(Error::from)?;
     let pairs = memtable.attachments().into_iter();
     let tables = Tables {

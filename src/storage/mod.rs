@@ -17,6 +17,7 @@ pub mod redb;
 pub mod revision;
 pub mod row;
 pub mod settler;
+pub mod small;
 pub mod space;
 pub mod store;
 pub mod varint;

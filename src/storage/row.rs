@@ -14,6 +14,7 @@ use bytes::BufMut;
 
 use super::record::{self, Record};
 use super::revision::Revision;
+use super::small::Bucket;
 use super::{Damaged, varint};
 
 /// The longest TTL of a lease, in seconds.
@@ -222,6 +223,8 @@ pub enum LogRow<'a> {
     /// The server has run for so many milliseconds in all, on this data: the time that leases
     /// live by. Downtime does not count.
     Served(u64),
+    /// A row of the small state; `None` is gone.
+    Small(Bucket, &'a [u8], Option<&'a [u8]>),
 }
 
 const CHANGE: u8 = 1;
@@ -231,6 +234,8 @@ const LEASE: u8 = 4;
 const REVOKE: u8 = 5;
 const LEFT: u8 = 6;
 const SERVED: u8 = 7;
+const SMALL: u8 = 8;
+const SMALL_GONE: u8 = 9;
 
 impl<'a> LogRow<'a> {
     /// Appends the row to a batch.
@@ -268,6 +273,14 @@ impl<'a> LogRow<'a> {
                 out.push(SERVED);
                 varint::put(out, *millis);
             }
+            LogRow::Small(bucket, key, value) => {
+                out.push(value.map_or(SMALL_GONE, |_| SMALL));
+                varint::put_bytes(out, bucket.name().as_bytes());
+                varint::put_bytes(out, key);
+                if let Some(value) = value {
+                    varint::put_bytes(out, value);
+                }
+            }
         }
     }
 
@@ -295,6 +308,15 @@ impl<'a> LogRow<'a> {
             REVOKE => Ok(LogRow::Revoke(lease(number()?)?)),
             LEFT => Ok(LogRow::Left(lease(number()?)?)),
             SERVED => Ok(LogRow::Served(number()?)),
+            SMALL | SMALL_GONE => {
+                let bucket = Bucket::named(varint::take_bytes(rest).ok_or(WHAT)?)?;
+                let key = varint::take_bytes(rest).ok_or(WHAT)?;
+                let value = match tag {
+                    SMALL => Some(varint::take_bytes(rest).ok_or(WHAT)?),
+                    _ => None,
+                };
+                Ok(LogRow::Small(bucket, key, value))
+            }
             _ => Err(WHAT),
         }
     }
@@ -466,6 +488,8 @@ mod tests {
                 LogRow::Revoke(-1),
                 LogRow::Left(i64::MAX),
                 LogRow::Served(0),
+                LogRow::Small(Bucket::Alarm, b"key", Some(b"")),
+                LogRow::Small(Bucket::AuthUsers, b"", None),
             ];
             for row in &others {
                 row.encode(&mut batch);

@@ -61,7 +61,10 @@ impl Settler {
 
     /// Moves a sealed memtable into the tables, shows it there, and cuts the log.
     pub fn flush(&mut self, sealed: &Sealed) -> Result<Outcome, Error> {
-        match self.database.flush(&sealed.memtable, &sealed.upto) {
+        match self
+            .database
+            .flush(&sealed.memtable, &sealed.upto, &sealed.small)
+        {
             Ok(()) => {}
             Err(error) => return self.give_way(error),
         }

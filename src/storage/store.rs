@@ -23,6 +23,7 @@ use super::redb::{Database, Progress, Reader};
 use super::revision::Revision;
 use super::row::{Change, LeaseRow, LogRow};
 use super::settler::Settler;
+use super::small::{Bucket, Small};
 use super::space::Space;
 use super::view::View;
 use super::{Damaged, Error};
@@ -99,6 +100,7 @@ impl Views {
 pub struct Sealed {
     pub(super) memtable: Arc<Memtable>,
     pub(super) upto: Progress,
+    pub(super) small: Arc<Small>,
 }
 
 /// See the module.
@@ -140,16 +142,17 @@ impl Store {
         if meta.log_begun && !has_log {
             return Err(Damaged("the log's files are missing").into());
         }
-        let (log, memtable, decided) = space.in_need(|| open_log(settings, &meta))?;
-        let replayed_bytes = memtable.bytes();
-        if !memtable.is_empty() {
-            let (batches, changes) = (decided.batch - meta.applied_batch, memtable.len());
+        let (log, replayed) = space.in_need(|| open_log(settings, &reader))?;
+        let decided = replayed.decided;
+        let replayed_bytes = replayed.memtable.bytes();
+        if !replayed.memtable.is_empty() {
+            let (batches, changes) = (decided.batch - meta.applied_batch, replayed.memtable.len());
             info!(batches, changes, "replayed the log");
         }
         if !meta.log_begun {
             database.update_meta(|meta| meta.log_begun = true)?;
         }
-        let view = replayed_view(&decided, memtable, reader);
+        let view = replayed.into_view(reader);
         let views = Arc::new(Views {
             current: ArcSwap::from_pointee(view.clone()),
             change: Mutex::default(),
@@ -266,6 +269,13 @@ impl Store {
         LogRow::Served(millis).encode(&mut self.rows);
     }
 
+    /// Puts a row of the small state in the place of the one of its key, as part of the batch; `None`
+    /// removes that.
+    pub fn set_small(&mut self, bucket: Bucket, key: &[u8], value: Option<&[u8]>) {
+        LogRow::Small(bucket, key, value).encode(&mut self.rows);
+        Arc::make_mut(&mut self.view.small).set(bucket, key, value);
+    }
+
     /// Counts a command that changed something without a revision: etcd's raft index.
     pub fn count_command(&mut self) {
         self.decided.index += 1;
@@ -316,7 +326,9 @@ impl Store {
                 index,
                 ..
             } = self.committed;
+            let small = Arc::clone(&self.view.small);
             self.views.update(|view| {
+                view.small = small;
                 view.revision = revision;
                 view.floor = floor;
                 view.index = index;
@@ -332,6 +344,7 @@ impl Store {
         self.rows.clear();
         self.decided = self.committed;
         self.view.floor = self.committed.floor;
+        self.view.small = Arc::clone(&self.views.current.load().small);
     }
 
     /// Whether the active memtable should be sealed by its size, or that of its log.
@@ -369,6 +382,7 @@ impl Store {
         Some(Sealed {
             memtable,
             upto: self.committed,
+            small: Arc::clone(&self.view.small),
         })
     }
 }
@@ -394,99 +408,129 @@ pub fn read_stopped(
 ) -> Result<Stopped, Error> {
     let database = Database::open(data.open(DATABASE_FILE)?, cache_bytes)?;
     let reader = database.reader()?;
-    let memtable = Memtable::default();
-    let mut decided = Progress::of(&reader.meta);
+    let mut replayed = Replayed::onto(&reader)?;
     Log::read(log_disk.as_ref(), reader.meta.applied_batch, &mut |batch| {
-        Ok(replay(&memtable, &mut decided, &batch)?)
+        Ok(replayed.take(&batch)?)
     })?;
     let identity = Identity::of(&reader.meta);
-    let view = replayed_view(&decided, memtable, reader);
+    let term = replayed.decided.term;
+    let view = replayed.into_view(reader);
     Ok(Stopped {
         view,
         identity,
-        term: decided.term,
+        term,
         _database: database,
     })
 }
 
-/// The first view of a store: the tables, and what was replayed into `memtable`.
-fn replayed_view(decided: &Progress, memtable: Memtable, reader: Reader) -> View {
-    View {
-        revision: decided.revision,
-        floor: decided.floor,
-        index: decided.index,
-        active_leases: memtable.leases_len(),
-        active: Arc::new(memtable),
-        sealed: None,
-        settled: Arc::new(reader),
-    }
-}
-
 /// Opens the log, and replays what it holds beyond the tables.
-fn open_log(settings: &Settings, meta: &Meta) -> Result<(Log, Memtable, Progress), Error> {
-    let memtable = Memtable::default();
-    let mut decided = Progress::of(meta);
+fn open_log(settings: &Settings, reader: &Reader) -> Result<(Log, Replayed), Error> {
+    let mut replayed = Replayed::onto(reader)?;
     let log_settings = log::Settings {
         segment_bytes: settings.segment_bytes,
     };
     let log = Log::open(
         Arc::clone(&settings.log),
         log_settings,
-        meta.applied_batch,
-        &mut |batch| Ok(replay(&memtable, &mut decided, &batch)?),
+        reader.meta.applied_batch,
+        &mut |batch| Ok(replayed.take(&batch)?),
     )?;
-    Ok((log, memtable, decided))
+    Ok((log, replayed))
 }
 
-/// Puts the decisions of a batch back into the memtable; nothing is judged again.
-pub(crate) fn replay(
-    memtable: &Memtable,
-    decided: &mut Progress,
-    batch: &log::Batch<'_>,
-) -> Result<(), Damaged> {
-    let rest = &mut &batch.rows[..];
-    // The last change of this batch: a txn never spans two.
-    let mut last = None;
-    while !rest.is_empty() {
-        match LogRow::take(rest)? {
-            LogRow::Change(revision, row) => {
-                let next_txn = revision.main == decided.revision + 1 && revision.sub == 0;
-                let same_txn = last.is_some_and(|last: Revision| {
-                    revision.main == last.main && revision.sub == last.sub + 1
-                });
-                if !next_txn && !same_txn {
-                    return Err(Damaged("history does not run on in the log"));
-                }
-                last = Some(revision);
-                decided.revision = revision.main;
-                memtable.push(Change::from_log(revision, &row)?);
-            }
-            LogRow::Floor(floor) => {
-                if Some(floor) <= decided.floor || floor > decided.revision {
-                    return Err(Damaged("the log has a floor out of place"));
-                }
-                decided.floor = Some(floor);
-            }
-            LogRow::Term(term) => decided.term = term,
-            LogRow::Lease(id, row) => memtable.push_lease(id, Some(row)),
-            LogRow::Revoke(id) => memtable.push_lease(id, None),
-            LogRow::Left(lease) => {
-                if last.is_none() {
-                    return Err(Damaged("a key leaves a lease in no change"));
-                }
-                memtable.leave(lease);
-            }
-            LogRow::Served(millis) => {
-                if millis < decided.served {
-                    return Err(Damaged("the server's time goes back in the log"));
-                }
-                decided.served = millis;
-            }
+/// What the log holds beyond the tables; nothing of it is judged again.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    /// Changes and leases.
+    pub memtable: Memtable,
+    /// The small state, whole.
+    pub small: Small,
+    /// How far it goes.
+    pub decided: Progress,
+}
+
+impl Replayed {
+    /// Nothing, of a log with nothing before it.
+    pub fn from_the_first() -> Replayed {
+        Replayed {
+            memtable: Memtable::default(),
+            small: Small::default(),
+            decided: Progress::of(&Meta::new(0, 0, Vec::new())),
         }
     }
-    decided.batch = batch.number;
-    decided.index = batch.index;
-    Ok(())
+
+    /// Nothing, yet, of what is behind the tables.
+    pub fn onto(reader: &Reader) -> Result<Replayed, Error> {
+        Ok(Replayed {
+            memtable: Memtable::default(),
+            small: reader.small()?,
+            decided: Progress::of(&reader.meta),
+        })
+    }
+
+    /// The first view of the store.
+    fn into_view(self, reader: Reader) -> View {
+        let decided = self.decided;
+        View {
+            revision: decided.revision,
+            floor: decided.floor,
+            index: decided.index,
+            small: Arc::new(self.small),
+            active_leases: self.memtable.leases_len(),
+            active: Arc::new(self.memtable),
+            sealed: None,
+            settled: Arc::new(reader),
+        }
+    }
+
+    /// Takes the decisions of the next batch.
+    pub fn take(&mut self, batch: &log::Batch<'_>) -> Result<(), Damaged> {
+        let decided = &mut self.decided;
+        let rest = &mut &batch.rows[..];
+        // The last change of this batch: a txn never spans two.
+        let mut last = None;
+        while !rest.is_empty() {
+            match LogRow::take(rest)? {
+                LogRow::Change(revision, row) => {
+                    let next_txn = revision.main == decided.revision + 1 && revision.sub == 0;
+                    let same_txn = last.is_some_and(|last: Revision| {
+                        revision.main == last.main && revision.sub == last.sub + 1
+                    });
+                    if !next_txn && !same_txn {
+                        return Err(Damaged("history does not run on in the log"));
+                    }
+                    last = Some(revision);
+                    decided.revision = revision.main;
+                    self.memtable.push(Change::from_log(revision, &row)?);
+                }
+                LogRow::Floor(floor) => {
+                    if Some(floor) <= decided.floor || floor > decided.revision {
+                        return Err(Damaged("the log has a floor out of place"));
+                    }
+                    decided.floor = Some(floor);
+                }
+                LogRow::Term(term) => decided.term = term,
+                LogRow::Lease(id, row) => self.memtable.push_lease(id, Some(row)),
+                LogRow::Revoke(id) => self.memtable.push_lease(id, None),
+                LogRow::Left(lease) => {
+                    if last.is_none() {
+                        return Err(Damaged("a key leaves a lease in no change"));
+                    }
+                    self.memtable.leave(lease);
+                }
+                LogRow::Served(millis) => {
+                    if millis < decided.served {
+                        return Err(Damaged("the server's time goes back in the log"));
+                    }
+                    decided.served = millis;
+                }
+                LogRow::Small(bucket, key, value) => self.small.set(bucket, key, value),
+            }
+        }
+        decided.batch = batch.number;
+        decided.index = batch.index;
+        Ok(())
+    }
 }
 
 fn open_database(settings: &Settings, identity: &Identity) -> Result<Database, Error> {
@@ -536,21 +580,14 @@ mod tests {
             let change = Change::new(at, &Record::tombstone(b"k"), None);
             LogRow::Change(at, change.history_row()).encode(&mut rows);
         }
-        let mut decided = Progress {
-            batch: 0,
-            index: 0,
-            revision: 1,
-            floor: None,
-            term: 0,
-            served: 0,
-        };
+        let mut replayed = Replayed::from_the_first();
         let batch = log::Batch {
             number: 1,
             index: 1,
             rows: &rows,
         };
-        replay(&Memtable::default(), &mut decided, &batch)?;
-        Ok(decided.revision)
+        replayed.take(&batch)?;
+        Ok(replayed.decided.revision)
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::record::key_of;
 use super::redb::{Keys, Reader};
 use super::revision::Revision;
 use super::row::{Change, LeaseRow, Version};
+use super::small::Small;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct View {
     pub floor: Option<u64>,
     /// The last command decided: etcd's raft index.
     pub index: u64,
+    /// Alarms, users, roles and what else there is little of.
+    pub small: Arc<Small>,
     pub(super) active: Arc<Memtable>,
     /// What has become of leases, as far as it is visible: so many of the active memtable.
     pub(super) active_leases: usize,
@@ -263,7 +266,8 @@ impl View {
     pub fn data_bytes(&self) -> u64 {
         let meta = &self.settled.meta;
         let waiting: usize = self.memtables().map(|memtable| memtable.rows_bytes()).sum();
-        meta.history_bytes + meta.index_bytes + meta.lease_bytes + waiting as u64
+        let rest = waiting + self.small.bytes();
+        meta.history_bytes + meta.index_bytes + meta.lease_bytes + rest as u64
     }
 
     fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {

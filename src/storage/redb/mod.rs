@@ -35,6 +35,7 @@ use super::memtable::Memtable;
 use super::record::{Record, key_of};
 use super::revision::Revision;
 use super::row::{HistoryRow, LeaseRow, Version};
+use super::small::{Bucket, Small};
 use super::{Damaged, Error};
 
 /// Rows of `history` that one slice of the sweep looks at, at least; it ends with a whole txn.
@@ -78,6 +79,7 @@ impl Database {
         txn.open_table(tables::INDEX)?;
         txn.open_table(tables::LEASES)?;
         txn.open_table(tables::ATTACHED)?;
+        txn.open_table(tables::SMALL)?;
         meta.write(&mut txn.open_table(tables::META)?)?;
         txn.commit()?;
         Ok(database)
@@ -134,6 +136,7 @@ impl Database {
             index: txn.open_table(tables::INDEX)?,
             leases: txn.open_table(tables::LEASES)?,
             attached: txn.open_table(tables::ATTACHED)?,
+            small: txn.open_table(tables::SMALL)?,
         })
     }
 
@@ -159,7 +162,7 @@ impl Database {
     }
 
     /// Moves all of `memtable` into the tables, and takes from `upto` how far the log, revision,
-    /// floor and term had come when it was sealed.
+    /// floor and term had come when it was sealed, and what was the small state then.
     ///
     /// In slices, each a commit: redb writes pages twice when a commit has more of them than half
     /// its cache holds (measured over 1,000,000 random keys: 1410 bytes a put in one commit, 710
@@ -168,7 +171,7 @@ impl Database {
     /// last slice moves `meta.revision`. Until then rows of `history` and `index` are beyond it,
     /// and nobody looks there, and what `leases` and `attached` say is overruled by the memtable,
     /// which says the same; after a crash the next flush writes them again, as they were.
-    pub fn flush(&self, memtable: &Memtable, upto: &Progress) -> Result<(), Error> {
+    pub fn flush(&self, memtable: &Memtable, upto: &Progress, small: &Small) -> Result<(), Error> {
         let slice_bytes = self.cache_bytes / 4;
         let mut place = 0;
         while place < memtable.len() {
@@ -182,7 +185,7 @@ impl Database {
                 Some(key) => memtable.versions_behind(Some(key_of(key)), slice_bytes / PAGE_BYTES),
                 None => Vec::new(),
             };
-            let upto = next.is_empty().then_some(upto);
+            let upto = next.is_empty().then_some((upto, small));
             self.flush_index(&rows, upto)?;
             if next.is_empty() {
                 return Ok(());
@@ -300,7 +303,7 @@ impl Database {
     fn flush_index(
         &self,
         rows: &[(Arc<[u8]>, Version)],
-        upto: Option<&Progress>,
+        upto: Option<(&Progress, &Small)>,
     ) -> Result<(), Error> {
         let txn = self.begin_write()?;
         {
@@ -316,7 +319,8 @@ impl Database {
                     meta.index_bytes += (key.len() + REVISION_BYTES + value.len()) as u64;
                 }
             }
-            if let Some(upto) = upto {
+            if let Some((upto, small)) = upto {
+                write_small(&txn, small)?;
                 assert!(upto.batch >= meta.applied_batch, "the log runs on");
                 assert!(upto.revision >= meta.revision, "history runs on");
                 meta.applied_batch = upto.batch;
@@ -416,6 +420,36 @@ impl Database {
     }
 }
 
+/// Makes the small state in the table what `small` says, row by row where they differ.
+fn write_small(txn: &redb::WriteTransaction, small: &Small) -> Result<(), Error> {
+    let mut table = txn.open_table(tables::SMALL)?;
+    let before = read_small(&table)?;
+    for (bucket, key, _) in before.all() {
+        if small.get(bucket, key).is_none() {
+            table.remove((bucket.name(), key))?;
+        }
+    }
+    for (bucket, key, value) in small.all() {
+        if before.get(bucket, key) != Some(value) {
+            table.insert((bucket.name(), key), value)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_small(
+    table: &impl ReadableTable<(&'static str, &'static [u8]), &'static [u8]>,
+) -> Result<Small, Error> {
+    let mut small = Small::default();
+    for row in table.iter()? {
+        let (place, value) = row?;
+        let (bucket, key) = place.value();
+        let bucket = Bucket::named(bucket.as_bytes())?;
+        small.set(bucket, key, Some(value.value()));
+    }
+    Ok(small)
+}
+
 fn open_redb(
     file: &Arc<dyn DiskFile>,
     counters: &Arc<Counters>,
@@ -474,6 +508,7 @@ pub struct Reader {
     index: ReadOnlyTable<(&'static [u8], &'static [u8; 12]), &'static [u8]>,
     leases: ReadOnlyTable<i64, &'static [u8]>,
     attached: ReadOnlyTable<(i64, &'static [u8]), ()>,
+    small: ReadOnlyTable<(&'static str, &'static [u8]), &'static [u8]>,
 }
 
 type IndexCursor<'a> = Cursor<'a, (&'static [u8], &'static [u8; 12]), &'static [u8]>;
@@ -629,6 +664,11 @@ impl Reader {
     /// Whether `attached` has a row of this lease and key.
     pub fn is_attached(&self, lease: i64, key: &[u8]) -> Result<bool, Error> {
         Ok(self.attached.get((lease, key))?.is_some())
+    }
+
+    /// The small state, all of it.
+    pub fn small(&self) -> Result<Small, Error> {
+        read_small(&self.small)
     }
 
     /// The value of the `index` row of `key` at exactly `at`.
