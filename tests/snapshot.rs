@@ -4,7 +4,9 @@
 
 mod common;
 
+use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use metastore::proto::etcdserverpb::{PutRequest, SnapshotRequest};
 use metastore::snapshot::bbolt::reader::{Reader, Seen};
 use metastore::snapshot::contents::Member;
 use metastore::storage::disk::real::RealDisk;
+use metastore::storage::disk::{Disk, DiskFile};
 use metastore::storage::store::{Identity, Settings};
 use metastore::storage::view::View;
 use sha2::{Digest, Sha256};
@@ -122,14 +125,19 @@ struct Store {
 
 impl Store {
     fn with(bytes: usize) -> Store {
+        Store::on(bytes, |data| Arc::new(data))
+    }
+
+    /// One whose data folder is what `wrap` makes of it.
+    fn on(bytes: usize, wrap: impl FnOnce(RealDisk) -> Arc<dyn Disk>) -> Store {
         let folders = TempDir::new().expect("a folder for the test can be made");
         let open = |name| {
             let disk = RealDisk::open(&folders.path().join(name));
-            Arc::new(disk.expect("a folder can be opened"))
+            disk.expect("a folder can be opened")
         };
         let settings = Settings {
-            data: open("data"),
-            log: open("log"),
+            data: wrap(open("data")),
+            log: Arc::new(open("log")),
             cache_bytes: 4 << 20,
             flush_bytes: 4 << 20,
             segment_bytes: 4 << 20,
@@ -220,6 +228,70 @@ fn a_slow_client_holds_no_view_and_gets_all() {
     });
     assert_eq!(file.len(), total);
     assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
+}
+
+/// A folder that has no room for a file beside the database; it counts how often one was wanted.
+#[derive(Debug)]
+struct NoRoom {
+    disk: RealDisk,
+    refused: Arc<AtomicUsize>,
+}
+
+impl Disk for NoRoom {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.disk.open(name)
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+        if name.contains("spool") {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.disk.create(name, len)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.disk.sync_dir()
+    }
+}
+
+/// Without room for a file the client has longer, and gets all if it is back within that time.
+#[test]
+fn a_slow_client_gets_all_without_room_for_a_file() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let mut store = Store::on(10_000_000, |disk| {
+        let refused = Arc::clone(&refused);
+        Arc::new(NoRoom { disk, refused })
+    });
+    let (mut snapshot, view) = store.begin();
+    let total = snapshot.bytes() as usize + TRAILER_BYTES;
+    let deadline = Instant::now() + WAIT_MAX;
+    while refused.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < deadline, "no file was wanted");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let mut file = Vec::new();
+    store.runtime.block_on(async {
+        while let Some(piece) = snapshot.next().await.expect("the thread has waited") {
+            file.extend_from_slice(&piece);
+        }
+    });
+    assert_eq!(file.len(), total);
+    assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
+    await_end_of(&view);
+    assert_eq!(refused.load(Ordering::Relaxed), 1);
 }
 
 #[test]

@@ -39,7 +39,7 @@ const PIECES_WAITING_MAX: usize = 64;
 /// How long the thread waits for the client, in all, before it writes into a file.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same where there is no room for the file. Then the snapshot fails.
+/// The same where there is no room for the file; past it the snapshot fails, unless there is room then.
 const LAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Room that must be left on the disk beside the file.
@@ -97,6 +97,7 @@ impl Engine {
                 spools: Arc::clone(&self.spools),
                 piece: Vec::with_capacity(PIECE_BYTES),
                 waited: Duration::ZERO,
+                no_room: false,
                 spool: None,
                 sent: 0,
                 total: 0,
@@ -311,8 +312,10 @@ struct Producer {
     spools: Arc<Spools>,
     /// What has not been passed on yet.
     piece: Vec<u8>,
-    /// For the client.
+    /// For the client, in all.
     waited: Duration,
+    /// There was none for the file.
+    no_room: bool,
     spool: Option<Arc<dyn DiskFile>>,
     sent: u64,
     total: u64,
@@ -363,22 +366,26 @@ impl Producer {
 
     /// Waits until the client has taken a piece. Past patience, there is a file instead.
     fn await_room(&mut self, length: u64) -> io::Result<()> {
-        let begun = Clock::System.monotonic_micros();
-        let mut patience = PATIENCE.saturating_sub(self.waited);
         let pipe = Arc::clone(&self.pipe);
         loop {
+            let begun = Clock::System.monotonic_micros();
+            let patience = if self.no_room {
+                LAST_PATIENCE
+            } else {
+                PATIENCE
+            };
+            let patience = patience.saturating_sub(self.waited);
             let full = |inner: &mut Inner| inner.pieces.len() >= PIECES_WAITING_MAX && !inner.gone;
             let waited = pipe.room.wait_timeout_while(pipe.inner(), patience, full);
             let (inner, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             if inner.gone {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
+            drop(inner);
+            self.waited += Duration::from_micros(Clock::System.monotonic_micros() - begun);
             if !timeout.timed_out() {
-                let waited = Clock::System.monotonic_micros() - begun;
-                self.waited += Duration::from_micros(waited);
                 return Ok(());
             }
-            drop(inner);
             let left = self.total - self.sent;
             match self.spools.make(left) {
                 Ok(file) => {
@@ -390,9 +397,7 @@ impl Producer {
                     self.spool = Some(file);
                     return Ok(());
                 }
-                Err(error) if disk::is_full(&error) && patience < LAST_PATIENCE => {
-                    patience = LAST_PATIENCE;
-                }
+                Err(error) if disk::is_full(&error) && !self.no_room => self.no_room = true,
                 Err(error) => {
                     warn!(%error, bytes = left + length, "a snapshot's client is slow, and there is no room for a file");
                     return Err(error);
