@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use metastore::clock::Clock;
-use metastore::engine::Engine;
+use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc::request::{
     Compare, Filters, Op, Operand, Order, Put, Range, Relation, Target, Txn,
@@ -113,7 +113,16 @@ fn open(folder: &TempDir) -> Arc<Engine> {
         member_id: 2,
         peer_urls: vec!["http://localhost:2380".into()],
     };
-    Arc::new(Engine::open(&settings, identity, Timing::default(), Clock::System).expect("a store"))
+    Arc::new(
+        Engine::open(
+            &settings,
+            identity,
+            Timing::default(),
+            Compaction::default(),
+            Clock::System,
+        )
+        .expect("a store"),
+    )
 }
 
 fn key(number: u64) -> Bytes {

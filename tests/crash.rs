@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use metastore::clock::Clock;
-use metastore::engine::Engine;
+use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc;
 use metastore::mvcc::request::DeleteRange;
@@ -66,7 +66,14 @@ fn open_with(settings: &Settings) -> Result<Arc<Engine>, storage::Error> {
         peer_urls: vec!["http://localhost:2380".to_owned()],
     };
     let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
-    Engine::open(settings, identity, Timing::default(), clock).map(Arc::new)
+    Engine::open(
+        settings,
+        identity,
+        Timing::default(),
+        Compaction::default(),
+        clock,
+    )
+    .map(Arc::new)
 }
 
 fn checked(disk: &SimDisk, story: &str) -> Report {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metastore::clock::Clock;
-use metastore::engine::Engine;
+use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc::request::{DeleteRange, Filters, Op, Order, Put, Range, Target, Txn};
 use metastore::storage::check::check;
@@ -57,7 +57,13 @@ fn open(settings: &Settings) -> Result<Engine, Error> {
         member_id: 1,
         peer_urls: vec!["http://elsewhere:2380".into()],
     };
-    Engine::open(settings, another, Timing::default(), Clock::System)
+    Engine::open(
+        settings,
+        another,
+        Timing::default(),
+        Compaction::default(),
+        Clock::System,
+    )
 }
 
 fn runtime() -> Runtime {
@@ -152,7 +158,14 @@ fn format_1_is_written() {
     };
     let settings = settings(folder.path());
     let timing = Timing::default();
-    let engine = Engine::open(&settings, identity, timing, Clock::System).expect("it opens");
+    let engine = Engine::open(
+        &settings,
+        identity,
+        timing,
+        Compaction::default(),
+        Clock::System,
+    )
+    .expect("it opens");
     let engine = Arc::new(engine);
     let put = |key: &'static str, value: &'static str, lease| Put {
         key: key.into(),

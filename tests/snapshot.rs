@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::Server;
 use metastore::clock::Clock;
-use metastore::engine::Engine;
 use metastore::engine::snapshots::PIECE_BYTES;
+use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc::request::Put;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
@@ -148,8 +148,14 @@ impl Store {
             member_id: 2,
             peer_urls: vec!["http://localhost:2380".to_owned()],
         };
-        let engine = Engine::open(&settings, identity, Timing::default(), Clock::System)
-            .expect("the store opens");
+        let engine = Engine::open(
+            &settings,
+            identity,
+            Timing::default(),
+            Compaction::default(),
+            Clock::System,
+        )
+        .expect("the store opens");
         let runtime = Builder::new_current_thread().enable_all().build();
         let mut store = Store {
             engine: Arc::new(engine),

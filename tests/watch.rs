@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::Server;
 use metastore::clock::Clock;
-use metastore::engine::Engine;
 use metastore::engine::watches::Watches;
+use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc::request::Put;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
@@ -249,7 +249,13 @@ fn a_watcher_that_a_flush_overtakes_hears_on() {
         member_id: 2,
         peer_urls: vec!["http://localhost:2380".to_owned()],
     };
-    let engine = Engine::open(&settings, identity, Timing::default(), clock);
+    let engine = Engine::open(
+        &settings,
+        identity,
+        Timing::default(),
+        Compaction::default(),
+        clock,
+    );
     let engine = Arc::new(engine.expect("there is room"));
     let watches = Arc::new(Watches::new(Arc::clone(&engine), usize::MAX));
     let stream = watches.open();

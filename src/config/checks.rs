@@ -4,14 +4,18 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use super::flags::Effect;
 use super::settings::Settings;
 use super::url::{self, Scheme, Url};
 use super::values::{self, Kind, Value};
-use super::{ListenUrl, LogFormat, LogLevel, LogOutput, Refusal};
+use super::{ListenUrl, LogFormat, LogLevel, LogOutput, Refusal, Retention};
 
 const ELECTION_MS_MAX: u64 = 50_000;
+
+const COMPACTION_BATCH: u64 = 1000;
+const COMPACTION_SLEEP_NANOS: u64 = 10_000_000;
 
 /// Refuses what we cannot heed, and warns of what has no effect.
 pub(super) fn check_effects(settings: &mut Settings) -> Result<(), Refusal> {
@@ -204,20 +208,45 @@ pub(super) fn check_timing(s: &Settings) -> Result<(), Refusal> {
     Err(Refusal::new(message))
 }
 
-pub(super) fn check_compaction(s: &Settings) -> Result<(), Refusal> {
-    match s.text("auto-compaction-mode") {
-        "periodic" | "revision" => {}
+/// What automatic compaction keeps, if it is on.
+pub(super) fn auto_compaction(s: &Settings) -> Result<Option<Retention>, Refusal> {
+    let by_period = match s.text("auto-compaction-mode") {
+        "periodic" => true,
+        "revision" => false,
         "" => return Err(Refusal::new("undefined auto-compaction-mode".into())),
         other => {
             return Err(Refusal::new(format!(
                 "unknown auto-compaction-mode {other:?}"
             )));
         }
+    };
+    let text = s.text("auto-compaction-retention");
+    let count = match values::retention(text, by_period) {
+        Ok(count) => count,
+        Err(why) => {
+            let message = format!("error parsing CompactionRetention: {why}");
+            return Err(Refusal::new(message));
+        }
+    };
+    match u64::try_from(count) {
+        // etcd would compact without pause, or try to.
+        Err(_) => Err(Refusal::new(format!(
+            "--auto-compaction-retention must not be negative (set to {text})"
+        ))),
+        Ok(0) => Ok(None),
+        Ok(nanos) if by_period => Ok(Some(Retention::Period(Duration::from_nanos(nanos)))),
+        Ok(revisions) => Ok(Some(Retention::Revisions(revisions))),
     }
-    if !values::is_zero_retention(s.text("auto-compaction-retention")) {
-        return Err(Refusal::new(
-            "--auto-compaction-retention is not supported yet".into(),
-        ));
-    }
-    Ok(())
+}
+
+/// The pace of a sweep: for so many rows, such a rest. 0 of either is the default, as in etcd.
+pub(super) fn sweep_pace(s: &Settings) -> Result<(u64, Duration), Refusal> {
+    let or_default = |name, default| match u64::try_from(s.int(name)) {
+        Ok(0) => Ok(default),
+        Ok(given) => Ok(given),
+        Err(_) => Err(Refusal::new(format!("--{name} must not be negative"))),
+    };
+    let rows = or_default("compaction-batch-limit", COMPACTION_BATCH)?;
+    let nanos = or_default("compaction-sleep-interval", COMPACTION_SLEEP_NANOS)?;
+    Ok((rows, Duration::from_nanos(nanos)))
 }

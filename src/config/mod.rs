@@ -100,6 +100,12 @@ pub struct Config {
     pub max_concurrent_streams: u32,
     /// As given, as Status shows it: 0 is the default of 2 GiB, and below 0 there is no limit.
     pub quota_backend_bytes: i64,
+    /// What history is kept when nobody compacts; `None` is all.
+    pub auto_compaction: Option<Retention>,
+    /// For so many rows that it looks at, at least one, the sweep of a compaction
+    pub sweep_rows: u64,
+    /// has this rest.
+    pub sweep_rest: Duration,
     /// What is logged.
     pub log_level: LogLevel,
     /// As what.
@@ -120,6 +126,15 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// For the log, at level info.
     pub notices: Vec<String>,
+}
+
+/// What automatic compaction keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// The history of this last time, which is not nothing.
+    Period(Duration),
+    /// So many of the last revisions, at least one.
+    Revisions(u64),
 }
 
 /// How an empty data folder is taken.
@@ -299,7 +314,8 @@ impl Config {
         let advertise_client_urls = checks::advertised_client_urls(s)?;
         let peer_urls = checks::advertised_peer_urls(s)?;
         checks::check_timing(s)?;
-        checks::check_compaction(s)?;
+        let auto_compaction = checks::auto_compaction(s)?;
+        let (sweep_rows, sweep_rest) = checks::sweep_pace(s)?;
 
         let name = s.text("name").to_string();
         let initial_cluster = bootstrap::initial_cluster(s, &name, &peer_urls)?;
@@ -323,6 +339,9 @@ impl Config {
             max_concurrent_streams: u32::try_from(s.uint("max-concurrent-streams"))
                 .unwrap_or(u32::MAX),
             quota_backend_bytes: s.int("quota-backend-bytes"),
+            auto_compaction,
+            sweep_rows,
+            sweep_rest,
             log_level,
             log_format,
             log_output,

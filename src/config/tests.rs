@@ -278,8 +278,44 @@ fn values_that_do_not_do() {
         ),
         ("--auto-compaction-mode=", "undefined auto-compaction-mode"),
         (
-            "--auto-compaction-retention=1h",
-            "--auto-compaction-retention is not supported yet",
+            "--auto-compaction-retention=x",
+            r#"error parsing CompactionRetention: time: invalid duration "x""#,
+        ),
+        (
+            "--auto-compaction-retention=-1",
+            r#"error parsing CompactionRetention: time: missing unit in duration "-1""#,
+        ),
+        (
+            "--auto-compaction-mode=revision --auto-compaction-retention=0.5",
+            r#"error parsing CompactionRetention: time: missing unit in duration "0.5""#,
+        ),
+        (
+            "--auto-compaction-retention=1d",
+            r#"error parsing CompactionRetention: time: unknown unit "d" in duration "1d""#,
+        ),
+        (
+            "--auto-compaction-retention=0x1",
+            r#"error parsing CompactionRetention: time: unknown unit "x" in duration "0x1""#,
+        ),
+        (
+            "--auto-compaction-retention=2562048",
+            r#"error parsing CompactionRetention: time: invalid duration "2562048""#,
+        ),
+        (
+            "--auto-compaction-retention=-5m",
+            "--auto-compaction-retention must not be negative (set to -5m)",
+        ),
+        (
+            "--auto-compaction-mode=revision --auto-compaction-retention=-1ns",
+            "--auto-compaction-retention must not be negative (set to -1ns)",
+        ),
+        (
+            "--compaction-batch-limit=-1",
+            "--compaction-batch-limit must not be negative",
+        ),
+        (
+            "--compaction-sleep-interval=-1ms",
+            "--compaction-sleep-interval must not be negative",
         ),
         (
             "--initial-cluster=a=http://a:1,b=http://b:1",
@@ -361,6 +397,68 @@ fn a_watch_progress_interval_is_100_ms_at_least() {
     }
     let old = config("--name=m --experimental-watch-progress-notify-interval=5s");
     assert_eq!(old.watch_progress_interval.as_secs(), 5);
+}
+
+#[test]
+fn a_retention_is_a_time_or_a_number_of_revisions() {
+    let hours = |hours| Some(Retention::Period(Duration::from_hours(hours)));
+    for (mode, text, retention) in [
+        ("periodic", "", None),
+        ("periodic", "0", None),
+        ("periodic", "0h", None),
+        ("periodic", "1", hours(1)),
+        ("periodic", "+072", hours(72)),
+        ("periodic", "2562047", hours(2_562_047)),
+        ("periodic", "1h", hours(1)),
+        (
+            "periodic",
+            "1s",
+            Some(Retention::Period(Duration::from_secs(1))),
+        ),
+        (
+            "periodic",
+            "1ns",
+            Some(Retention::Period(Duration::from_nanos(1))),
+        ),
+        ("revision", "0", None),
+        ("revision", "1000", Some(Retention::Revisions(1000))),
+        ("revision", "1s", Some(Retention::Revisions(1_000_000_000))),
+        (
+            "revision",
+            "9223372036854775807",
+            Some(Retention::Revisions(i64::MAX as u64)),
+        ),
+    ] {
+        let config = config(&format!(
+            "--name=m --auto-compaction-mode={mode} --auto-compaction-retention={text}"
+        ));
+        assert_eq!(config.auto_compaction, retention, "{mode} {text}");
+        assert_eq!(config.warnings, [""; 0]);
+    }
+}
+
+#[test]
+fn the_sweep_has_the_pace_of_etcd() {
+    for (line, pace) in [
+        ("", (1000, 10)),
+        (
+            "--compaction-batch-limit=0 --compaction-sleep-interval=0",
+            (1000, 10),
+        ),
+        (
+            "--compaction-batch-limit=1 --compaction-sleep-interval=1h",
+            (1, 3_600_000),
+        ),
+    ] {
+        let config = config(line);
+        assert_eq!(
+            (config.sweep_rows, config.sweep_rest.as_millis()),
+            pace,
+            "{line}"
+        );
+    }
+    let old = config("--name=m --experimental-compaction-batch-limit=5");
+    assert_eq!((old.sweep_rows, old.warnings.len()), (5, 1));
 }
 
 #[test]

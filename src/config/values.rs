@@ -64,6 +64,8 @@ const SIZE_MIN: u64 = 1 << 20;
 const SIZE_MAX: u64 = 1 << 40;
 const COUNT_MAX: u64 = 1024;
 
+const NANOS_AN_HOUR: i64 = 3_600_000_000_000;
+
 impl Kind {
     /// Whether the flag stands alone, and never takes the next word as its value.
     pub(super) fn is_switch(self) -> bool {
@@ -104,7 +106,7 @@ impl Kind {
             Kind::Int => signed(text).map(Value::Int).map_err(NumberError::for_flag),
             Kind::Duration => duration(text)
                 .map(Value::Duration)
-                .ok_or_else(|| "parse error".into()),
+                .map_err(|_| "parse error".into()),
             // An empty list is taken, and means the default: see `Settings`.
             Kind::Urls if text.is_empty() => Ok(Value::Urls(Vec::new())),
             Kind::Urls => url::list(text.split(',')).map(Value::Urls),
@@ -204,18 +206,27 @@ fn uint32(text: &str) -> Result<u64, String> {
     Err(format!("strconv.ParseUint: parsing {text:?}: {why}"))
 }
 
+/// Why a duration is none.
+#[derive(Debug, PartialEq)]
+enum DurationError<'a> {
+    Invalid,
+    MissingUnit,
+    UnknownUnit(&'a str),
+}
+
 /// Nanoseconds of a duration as Go writes it: `1h2m3.5s`, `100us`, `-5m`, `0`.
-fn duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.as_bytes().first()? {
+fn duration(text: &str) -> Result<i64, DurationError<'_>> {
+    use DurationError::{Invalid, MissingUnit, UnknownUnit};
+    let (negative, mut rest) = match text.as_bytes().first().ok_or(Invalid)? {
         b'-' => (true, &text[1..]),
         b'+' => (false, &text[1..]),
         _ => (false, text),
     };
     if rest == "0" {
-        return Some(0);
+        return Ok(0);
     }
     if rest.is_empty() {
-        return None;
+        return Err(Invalid);
     }
     let mut total: i128 = 0;
     while !rest.is_empty() {
@@ -225,37 +236,40 @@ fn duration(text: &str) -> Option<i64> {
             None => ("", after),
         };
         if whole.is_empty() && fraction.is_empty() {
-            return None;
+            return Err(Invalid);
         }
+        let whole: i128 = if whole.is_empty() {
+            0
+        } else {
+            whole.parse::<i64>().map_err(|_| Invalid)?.into()
+        };
         let unit_len = after
             .find(|c: char| c == '.' || c.is_ascii_digit())
             .unwrap_or(after.len());
         let unit: i128 = match &after[..unit_len] {
+            "" => return Err(MissingUnit),
             "ns" => 1,
             "us" | "µs" | "μs" => 1_000,
             "ms" => 1_000_000,
             "s" => 1_000_000_000,
             "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
+            "h" => NANOS_AN_HOUR.into(),
+            unknown => return Err(UnknownUnit(unknown)),
         };
         // More than 18 digits after the point cannot matter: a unit has at most 13 digits.
         let fraction = &fraction[..fraction.len().min(18)];
         let scale = 10i128.pow(fraction.len() as u32);
-        let whole: i128 = if whole.is_empty() {
-            0
-        } else {
-            whole.parse::<i64>().ok()?.into()
-        };
         let fraction: i128 = if fraction.is_empty() {
             0
         } else {
-            fraction.parse().ok()?
+            fraction.parse().map_err(|_| Invalid)?
         };
-        total = total.checked_add(whole * unit + fraction * unit / scale)?;
+        total = total
+            .checked_add(whole * unit + fraction * unit / scale)
+            .ok_or(Invalid)?;
         rest = &after[unit_len..];
     }
-    i64::try_from(if negative { -total } else { total }).ok()
+    i64::try_from(if negative { -total } else { total }).map_err(|_| Invalid)
 }
 
 fn split_digits(text: &str) -> (&str, &str) {
@@ -303,9 +317,23 @@ fn gates(text: &str) -> Result<Vec<(&'static str, bool)>, String> {
     Ok(gates)
 }
 
-/// Whether a retention for automatic compaction asks for none.
-pub(super) fn is_zero_retention(text: &str) -> bool {
-    text.is_empty() || signed(text) == Ok(0) || duration(text) == Some(0)
+/// What a retention for automatic compaction says: by period nanoseconds, and a bare number is one
+/// of hours; else revisions, and a duration is as many as its nanoseconds. As etcd, which reads
+/// plain decimals here and Go's literals elsewhere.
+pub(super) fn retention(text: &str, by_period: bool) -> Result<i64, String> {
+    let invalid = || format!("time: invalid duration {text:?}");
+    match text.parse::<i64>() {
+        _ if text.is_empty() => Ok(0),
+        Ok(hours @ 0..) if by_period => hours.checked_mul(NANOS_AN_HOUR).ok_or_else(invalid),
+        Ok(revisions @ 0..) => Ok(revisions),
+        _ => duration(text).map_err(|why| match why {
+            DurationError::Invalid => invalid(),
+            DurationError::MissingUnit => format!("time: missing unit in duration {text:?}"),
+            DurationError::UnknownUnit(unit) => {
+                format!("time: unknown unit {unit:?} in duration {text:?}")
+            }
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -355,23 +383,36 @@ mod tests {
             ("-5m", -300 * second),
             ("0.1234567890123456789999s", 123_456_789),
         ] {
-            assert_eq!(duration(text), Some(nanos), "{text}");
+            assert_eq!(duration(text), Ok(nanos), "{text}");
         }
         for text in [
             "",
             "-",
-            "5",
-            "1d",
             ".s",
-            "5 s",
             "s",
             "9999999999h",
+            "99999999999999999999",
             "99999999999999999999s",
             "é",
-            "1é",
             "--1s",
         ] {
-            assert_eq!(duration(text), None, "{text}");
+            assert_eq!(duration(text), Err(DurationError::Invalid), "{text}");
+        }
+        for (text, unit) in [
+            ("1d", "d"),
+            ("5 s", " s"),
+            ("1é", "é"),
+            ("1s2x", "x"),
+            ("0x1", "x"),
+        ] {
+            assert_eq!(
+                duration(text),
+                Err(DurationError::UnknownUnit(unit)),
+                "{text}"
+            );
+        }
+        for text in ["5", "-1", "0.5", "1s5"] {
+            assert_eq!(duration(text), Err(DurationError::MissingUnit), "{text}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! The background thread: flush first, then sweep.
 //!
 //! It is handed one sealed memtable at a time, finds by itself what the floor lets it sweep, and
-//! tells those who wait for a sweep when it is done. On a full disk it tries again every second.
+//! tells those who wait for a sweep when it is done. Between two slices of a sweep it rests, unless
+//! there is a flush. On a full disk it tries again every second.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,14 +13,69 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::command::{Answer, Reply};
 use super::queue::Queue;
 use super::replies;
+use crate::clock::Clock;
 use crate::mvcc::Error;
 use crate::storage;
-use crate::storage::settler::{Outcome, Settler};
+use crate::storage::settler::{Outcome, SLICE_ROWS, Settler};
 use crate::storage::store::{Sealed, Views};
 
 /// How long the thread rests before it tries again what the disk had no room for, and looks for
 /// memtables that can be freed.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How a sweep leaves time for others: for so many rows, such a rest. What stands between two
+/// slices, which are larger, is the rest for all of theirs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Rows, at least one.
+    pub rows: u64,
+    /// The rest for them.
+    pub rest: Duration,
+}
+
+/// No rest.
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace {
+            rows: 1,
+            rest: Duration::ZERO,
+        }
+    }
+}
+
+impl Pace {
+    fn micros_a_slice(self) -> u64 {
+        let micros = self.rest.as_micros() * SLICE_ROWS as u128 / u128::from(self.rows.max(1));
+        u64::try_from(micros).unwrap_or(u64::MAX)
+    }
+}
+
+/// The rest between two slices of a sweep.
+#[derive(Debug)]
+pub struct Rest {
+    micros: u64,
+    until: u64,
+    clock: Clock,
+}
+
+impl Rest {
+    /// Of this pace.
+    pub fn new(pace: Pace, clock: Clock) -> Rest {
+        Rest {
+            micros: pace.micros_a_slice(),
+            until: 0,
+            clock,
+        }
+    }
+
+    fn begin(&mut self) {
+        self.until = self.clock.monotonic_micros().saturating_add(self.micros);
+    }
+
+    fn left(&self) -> Duration {
+        Duration::from_micros(self.until.saturating_sub(self.clock.monotonic_micros()))
+    }
+}
 
 /// One who waits until compaction at `floor` is swept.
 #[derive(Debug)]
@@ -98,23 +154,28 @@ impl Background {
     pub fn run(
         &self,
         mut settler: Settler,
+        mut rest: Rest,
         views: &Views,
         queue: &Queue,
     ) -> Result<(), storage::Error> {
         // By a panic too.
         let _end = EndOnDrop(self);
-        self.work(&mut settler, views, queue)
+        self.work(&mut settler, &mut rest, views, queue)
     }
 
     fn work(
         &self,
         settler: &mut Settler,
+        rest: &mut Rest,
         views: &Views,
         queue: &Queue,
     ) -> Result<(), storage::Error> {
         let mut outcome = Outcome::More;
         loop {
-            let pause = outcome != Outcome::More;
+            let pause = match outcome {
+                Outcome::More => rest.left(),
+                Outcome::Done | Outcome::NoSpace => PAUSE,
+            };
             let Some(sealed) = self.next(pause, outcome == Outcome::NoSpace) else {
                 return Ok(());
             };
@@ -132,7 +193,13 @@ impl Background {
                     }
                 }
                 None if is_swept(views) => Outcome::Done,
-                None => settler.sweep()?,
+                None => {
+                    let outcome = settler.sweep()?;
+                    if outcome == Outcome::More {
+                        rest.begin();
+                    }
+                    outcome
+                }
             };
             let stuck = outcome == Outcome::NoSpace;
             self.set_stuck(stuck);
@@ -148,11 +215,11 @@ impl Background {
     }
 
     /// Waits for work: `Some(None)` is a look at the sweep, `None` is the end.
-    fn next(&self, pause: bool, no_space: bool) -> Option<Option<Arc<Sealed>>> {
+    fn next(&self, pause: Duration, no_space: bool) -> Option<Option<Arc<Sealed>>> {
         let mut inner = self.inner();
-        if pause {
+        if !pause.is_zero() {
             let idle = |inner: &mut Inner| (inner.sealed.is_none() || no_space) && !inner.stopping;
-            let waited = self.change.wait_timeout_while(inner, PAUSE, idle);
+            let waited = self.change.wait_timeout_while(inner, pause, idle);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if inner.stopping && (inner.sealed.is_none() || no_space) {
@@ -203,4 +270,42 @@ fn is_swept(views: &Views) -> bool {
     let view = views.load();
     let meta = &view.settled().meta;
     meta.swept >= meta.floor.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_rest_is_that_of_a_whole_slice() {
+        let time = Arc::new(AtomicU64::new(0));
+        let rest = |rows, rest| Rest::new(Pace { rows, rest }, Clock::Manual(Arc::clone(&time)));
+        let mut etcds = rest(1000, Duration::from_millis(10));
+        assert_eq!(etcds.left(), Duration::ZERO);
+        etcds.begin();
+        assert_eq!(etcds.left(), Duration::from_secs(2));
+        time.store(1_500_000, Ordering::Relaxed);
+        assert_eq!(etcds.left(), Duration::from_millis(500));
+        time.store(9_000_000, Ordering::Relaxed);
+        assert_eq!(etcds.left(), Duration::ZERO);
+        for (rows, pause, expected) in [
+            (
+                1_000_000,
+                Duration::from_secs(1),
+                Duration::from_millis(200),
+            ),
+            (u64::MAX, Duration::from_secs(1), Duration::ZERO),
+            (
+                1,
+                Duration::MAX,
+                Duration::from_micros(u64::MAX - 9_000_000),
+            ),
+        ] {
+            let mut rest = rest(rows, pause);
+            rest.begin();
+            assert_eq!(rest.left(), expected);
+        }
+    }
 }

@@ -11,6 +11,7 @@
 
 mod background;
 pub mod command;
+pub mod compactor;
 mod judge;
 mod leases;
 mod queue;
@@ -27,10 +28,12 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::error;
 
+pub use self::background::Pace;
 pub use self::leases::{KeptAlive, TimeToLive};
 
-use self::background::Background;
+use self::background::{Background, Rest};
 use self::command::{Answer, Asked, Command, Reply};
+use self::compactor::{Compactor, Policy};
 use self::queue::{Queue, ROOM_UNITS, UNIT_BYTES};
 use self::snapshots::Spools;
 use self::writer::Writer;
@@ -87,6 +90,15 @@ pub struct Engine {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// What is compacted without being asked, and how what is compacted leaves the disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Compaction {
+    /// `None` compacts nothing by itself.
+    pub policy: Option<Policy>,
+    /// How the sweep rests.
+    pub pace: Pace,
+}
+
 /// A share of the memory for large answers, held until the answer is sent.
 pub type AnswerRoom = Option<Arc<OwnedSemaphorePermit>>;
 
@@ -96,6 +108,7 @@ impl Engine {
         settings: &Settings,
         identity: Identity,
         timing: Timing,
+        compaction: Compaction,
         clock: Clock,
     ) -> Result<Engine, storage::Error> {
         let (store, settler) = Store::open(settings, identity)?;
@@ -127,18 +140,21 @@ impl Engine {
             threads: Mutex::default(),
         };
         let views = store.views();
+        let compactor = Compactor::new(compaction.policy, clock.clone(), store.revision());
         let writer = Writer::new(
             store,
             leases,
+            compactor,
             Arc::clone(&queue),
             Arc::clone(&background),
             publish,
-            clock,
+            clock.clone(),
         );
         let flusher = Arc::clone(&background);
         let nudged = Arc::clone(&queue);
+        let rest = Rest::new(compaction.pace, clock);
         engine.spawn("background", &failed, move || {
-            flusher.run(settler, &views, &nudged)
+            flusher.run(settler, rest, &views, &nudged)
         })?;
         engine.spawn("writer", &failed, move || {
             let _end = EndOnDrop { queue, background };

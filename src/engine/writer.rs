@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::background::{Background, Waiter};
 use super::command::{Answer, Asked, Command, Reply};
+use super::compactor::Compactor;
 use super::judge::judge;
 use super::queue::{Queue, Taken};
 use super::replies;
@@ -49,6 +50,7 @@ pub struct Writer {
     store: Store,
     leases: Pending,
     upkeep: Upkeep,
+    compactor: Compactor,
     queue: Arc<Queue>,
     background: Arc<Background>,
     /// Tells the newest revision to those who watch.
@@ -64,6 +66,7 @@ impl Writer {
     pub fn new(
         store: Store,
         leases: Arc<Leases>,
+        compactor: Compactor,
         queue: Arc<Queue>,
         background: Arc<Background>,
         published: watch::Sender<u64>,
@@ -73,6 +76,7 @@ impl Writer {
             store,
             leases: Pending::new(Arc::clone(&leases)),
             upkeep: Upkeep::new(leases),
+            compactor,
             queue,
             background,
             sealed_millis: clock.monotonic_millis(),
@@ -86,11 +90,12 @@ impl Writer {
     pub fn run(mut self) -> Result<(), storage::Error> {
         loop {
             self.await_the_disk();
-            for command in self.upkeep.due() {
+            let upkeep = self.upkeep.due().map(Asked::by_the_writer);
+            for asked in upkeep.chain(self.compactor.due(self.store.revision())) {
                 // A queue that is closed takes no more.
-                let _ = self.queue.push(Asked::by_the_writer(command));
+                let _ = self.queue.push(asked);
             }
-            let patience = self.upkeep.pause(PATIENCE);
+            let patience = self.compactor.pause(self.upkeep.pause(PATIENCE));
             let Taken { commands, closed } = self.queue.take(patience);
             let mut commands = commands.into_iter().peekable();
             while commands.peek().is_some() {

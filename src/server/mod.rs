@@ -30,8 +30,11 @@ use self::connection::{Bound, Serving, bind};
 use self::data_dir::DataDir;
 use self::dispatch::Services;
 use crate::clock::Clock;
-use crate::config::{Config, Refusal};
-use crate::engine::{Engine, LONG_READ_THREADS, READ_THREADS, WATCH_THREADS, replies};
+use crate::config::{Config, Refusal, Retention};
+use crate::engine::compactor::Policy;
+use crate::engine::{
+    Compaction, Engine, LONG_READ_THREADS, Pace, READ_THREADS, WATCH_THREADS, replies,
+};
 use crate::grpc::Context;
 use crate::lease::Timing;
 use crate::snapshot::{load, restore, wal};
@@ -240,7 +243,17 @@ fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
     };
     let begun = Clock::System.monotonic_millis();
     let timing = Timing::new(config.election_timeout, config.heartbeat_interval);
-    let engine = Engine::open(&settings, identity, timing, Clock::System);
+    let compaction = Compaction {
+        policy: config.auto_compaction.map(|retention| match retention {
+            Retention::Period(period) => Policy::Period(period),
+            Retention::Revisions(revisions) => Policy::Revisions(revisions),
+        }),
+        pace: Pace {
+            rows: config.sweep_rows,
+            rest: config.sweep_rest,
+        },
+    };
+    let engine = Engine::open(&settings, identity, timing, compaction, Clock::System);
     let engine = engine.map_err(|cause| Error::Store {
         path: config.data_dir.clone(),
         cause,

@@ -21,6 +21,8 @@ use super::space::Space;
 use super::store::{Sealed, Views};
 use super::view::View;
 
+pub use super::redb::SLICE_ROWS;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Settler {

@@ -14,7 +14,7 @@ use std::thread;
 use bytes::Bytes;
 use metastore::clock::Clock;
 use metastore::engine::command::Granted;
-use metastore::engine::{Engine, KeptAlive, TimeToLive};
+use metastore::engine::{Compaction, Engine, KeptAlive, TimeToLive};
 use metastore::grpc::Context;
 use metastore::grpc::kv::KvService;
 use metastore::lease::Timing;
@@ -75,6 +75,7 @@ pub(crate) struct TestStore {
     folders: TempDir,
     runtime: Runtime,
     running: Option<Running>,
+    compaction: Compaction,
     /// In microseconds, from life to life.
     time: Arc<AtomicU64>,
 }
@@ -87,10 +88,16 @@ struct Running {
 impl TestStore {
     /// A store that nothing was ever written to.
     pub(crate) fn new() -> TestStore {
+        TestStore::compacting(Compaction::default())
+    }
+
+    /// One that compacts by itself.
+    pub(crate) fn compacting(compaction: Compaction) -> TestStore {
         let folders = TempDir::new().expect("a folder for the test can be made");
         let runtime = Builder::new_current_thread().enable_all().build();
         let mut store = TestStore {
             running: None,
+            compaction,
             time: Arc::new(AtomicU64::new(1_000_000)),
             folders,
             runtime: runtime.expect("a runtime can be built"),
@@ -115,8 +122,14 @@ impl TestStore {
             peer_urls: vec!["http://localhost:2380".to_owned()],
         };
         let clock = Clock::Manual(Arc::clone(&self.time));
-        let engine =
-            Engine::open(&settings, identity, Timing::default(), clock).expect("the store opens");
+        let engine = Engine::open(
+            &settings,
+            identity,
+            Timing::default(),
+            self.compaction,
+            clock,
+        )
+        .expect("the store opens");
         self.running = Some(Running {
             engine: Arc::new(engine),
             life,

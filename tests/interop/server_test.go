@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,11 +52,11 @@ type server struct {
 	conn               *grpc.ClientConn
 }
 
-// startPair starts A and B side by side on empty directories.
-func startPair(t *testing.T) (a, b *server) {
+// startPair starts A and B side by side on empty directories, with flags of the test's own.
+func startPair(t *testing.T, flags ...string) (a, b *server) {
 	t.Helper()
-	a = newServer(t, "A", cmp.Or(os.Getenv("A"), "../../target/interop/etcd"))
-	b = newServer(t, "B", programB())
+	a = newServer(t, "A", cmp.Or(os.Getenv("A"), "../../target/interop/etcd"), flags...)
+	b = newServer(t, "B", programB(), flags...)
 	inBoth(t, a, b, (*server).start)
 	return a, b
 }
@@ -82,7 +83,7 @@ func isOurs(program string) bool {
 
 func newServer(t *testing.T, name, program string, flags ...string) *server {
 	t.Helper()
-	s := &server{name: name, program: program, ours: isOurs(program), flags: append(flags, strings.Fields(os.Getenv(name+"_FLAGS"))...), dir: t.TempDir()}
+	s := &server{name: name, program: program, ours: isOurs(program), flags: slices.Concat(flags, strings.Fields(os.Getenv(name+"_FLAGS"))), dir: t.TempDir()}
 	t.Cleanup(s.kill)
 	t.Logf("%s: %s %s", s.name, s.program, strings.Join(s.flags, " "))
 	return s

@@ -39,7 +39,7 @@ use super::small::{Bucket, Small};
 use super::{Damaged, Error};
 
 /// Rows of `history` that one slice of the sweep looks at, at least; it ends with a whole txn.
-const SLICE_ROWS: usize = 200_000;
+pub const SLICE_ROWS: usize = 200_000;
 
 /// Older versions that a read steps over before it seeks past them.
 const STEPS_MAX: usize = 8;
