@@ -663,6 +663,10 @@ impl Disk for SlowToRemove {
     fn sync_dir(&self) -> io::Result<()> {
         self.0.sync_dir()
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.0.free_bytes()
+    }
 }
 
 /// The next memtable is full while the log is still being cut behind the last.

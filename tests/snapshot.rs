@@ -271,6 +271,10 @@ impl Disk for NoRoom {
     fn sync_dir(&self) -> io::Result<()> {
         self.disk.sync_dir()
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.free_bytes()
+    }
 }
 
 /// Without room for a file the client has longer, and gets all if it is back within that time.

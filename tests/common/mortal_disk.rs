@@ -94,6 +94,11 @@ impl Disk for MortalDisk {
         let _alive = self.life.alive()?;
         Ok(())
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let _alive = self.life.alive()?;
+        self.disk.free_bytes()
+    }
 }
 
 #[derive(Debug)]

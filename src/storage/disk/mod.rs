@@ -37,6 +37,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
 
     /// Makes all names of the folder durable.
     fn sync_dir(&self) -> io::Result<()>;
+
+    /// Bytes that can still be written here.
+    fn free_bytes(&self) -> io::Result<u64>;
 }
 
 /// One open file.

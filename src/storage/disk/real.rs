@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::{Disk, DiskFile};
@@ -95,6 +95,12 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.folder)?.sync_all()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let system = statvfs(&self.folder)?;
+        // Not those that are kept for the superuser, who we should not be.
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
     }
 }
 

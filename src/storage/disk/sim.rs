@@ -499,6 +499,11 @@ impl Disk for SimFolder {
         folder.unsynced.clear();
         Ok(())
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let free_pages = self.disk.working()?.free_pages();
+        Ok(free_pages.saturating_mul(PAGE_BYTES))
+    }
 }
 
 #[derive(Debug)]
@@ -625,6 +630,7 @@ mod tests {
         whole.write_at(&[1; 8192], 0).expect("it has its room");
         let error = sparse.write_at(&[1; 100], 0).expect_err("no room is left");
         assert!(super::super::is_full(&error));
+        assert_eq!(folder.free_bytes().expect("the disk works"), 0);
         assert!(folder.create("more", 1).is_err() && folder.list().unwrap().len() == 2);
         disk.set_capacity(None);
         sparse.write_at(&[1; 100], 0).expect("there is room again");
