@@ -5,6 +5,8 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use common::Server;
@@ -13,9 +15,12 @@ use metastore::engine::KeptAlive;
 use metastore::lease::Standing;
 use metastore::mvcc::request::{Filters, Order, Put, Range, Target};
 use metastore::proto::etcdserverpb::lease_client::LeaseClient;
-use metastore::proto::etcdserverpb::{LeaseGrantRequest, LeaseLeasesRequest};
+use metastore::proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseTimeToLiveRequest,
+};
 use metastore::storage::key_range::{End, KeyRange};
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 fn put_of(key: impl Into<Bytes>, lease: i64) -> Put {
@@ -233,6 +238,58 @@ fn mass_expiry_holds_nobody_up() {
     assert!(store.leases().expect("an answer").is_empty());
 }
 
+fn start(folder: &TempDir) -> Server {
+    let binary = Path::new(env!("CARGO_BIN_EXE_metastore"));
+    Server::start(binary, &folder.path().join("data"), &[])
+}
+
+fn runtime() -> Runtime {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be built")
+}
+
+/// However far ahead a client sends, and however small its messages are, it is held up and not sent
+/// away; and each request has its answer once the client takes them.
+#[test]
+fn a_client_that_sends_far_ahead_is_held_up() {
+    const REQUESTS: usize = 200_000;
+    let folder = TempDir::new().expect("a folder");
+    let server = start(&folder);
+    runtime().block_on(async {
+        let mut leases = LeaseClient::new(server.channel());
+        for id in [i64::MIN, 1] {
+            let grant = LeaseGrantRequest { id, ttl: 1000 };
+            leases.lease_grant(grant).await.expect("a lease");
+            let sent = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&sent);
+            let requests = std::iter::repeat_with(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+                LeaseKeepAliveRequest { id }
+            });
+            let requests = tokio_stream::iter(requests.take(REQUESTS));
+            let stream = leases.lease_keep_alive(requests).await;
+            let mut answers = stream.expect("a stream").into_inner();
+            // On the same connection, behind what was sent before.
+            let mut seen = usize::MAX;
+            while seen != sent.load(Ordering::Relaxed) {
+                seen = sent.load(Ordering::Relaxed);
+                for _ in 0..3 {
+                    let look = LeaseTimeToLiveRequest { id, keys: false };
+                    leases.lease_time_to_live(look).await.expect("an answer");
+                }
+            }
+            assert!(seen < REQUESTS, "it is held up");
+            for number in 0..REQUESTS {
+                let answer = answers.message().await;
+                let answer = answer.unwrap_or_else(|error| panic!("after {number}: {error}"));
+                let answer = answer.map(|answer| (answer.id, answer.ttl));
+                assert_eq!(answer, Some((id, 1000)));
+            }
+            assert!(answers.message().await.expect("an end").is_none());
+        }
+    });
+}
+
 /// A million leases take 200 MB at most, as they are granted and after a start.
 #[test]
 #[ignore = "takes minutes"]
@@ -240,15 +297,9 @@ fn a_million_leases_fit_in_little_memory() {
     const LEASES: i64 = 1_000_000;
     const CLIENTS: i64 = 250;
     let folder = TempDir::new().expect("a folder");
-    let data = folder.path().join("data");
-    let binary = Path::new(env!("CARGO_BIN_EXE_metastore"));
-    let start = || Server::start(binary, &data, &[]);
-    let mut server = start();
+    let mut server = start(&folder);
     let empty = resident_kib(&server);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.expect("a runtime");
+    let runtime = runtime();
     runtime.block_on(async {
         let channel = server.channel();
         let mut clients = JoinSet::new();
@@ -266,7 +317,7 @@ fn a_million_leases_fit_in_little_memory() {
     });
     let granted = resident_kib(&server);
     server.kill();
-    let server = start();
+    let server = start(&folder);
     let started = resident_kib(&server);
     let listed = runtime.block_on(async {
         let leases = LeaseClient::new(server.channel());

@@ -36,8 +36,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How much a client may send ahead, per stream and per connection.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+///
+/// h2 counts each message as 256 bytes at least, and sends a connection away on which more than half
+/// of its window waits by that count. The smallest message takes five bytes, and so a stream's
+/// window is full long before that only if it is a hundredth of the connection's.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const _: () = assert!(CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES > 2 * (256 - 5) / 5);
 
 /// A bound socket.
 #[derive(Debug)]
