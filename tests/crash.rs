@@ -206,7 +206,7 @@ async fn compare(
     model.truncate(step);
     for id in leases {
         let answer = match engine.time_to_live(id, true).await {
-            Ok(answer) => answer,
+            Ok((answer, _room)) => answer,
             Err(_) if disk.is_stopped() => return,
             Err(error) => panic!("{story}, lease {id}: {error}"),
         };

@@ -238,6 +238,31 @@ fn mass_expiry_holds_nobody_up() {
     assert!(store.leases().expect("an answer").is_empty());
 }
 
+/// The keys of a lease can be many bytes, and who asks may never take them.
+#[test]
+fn many_keys_of_a_lease_take_room_for_large_answers() {
+    const KEYS: usize = 1000;
+    let store = TestStore::new();
+    store.grant(1, 10).expect("a lease");
+    let look = || {
+        let runtime = runtime();
+        let answer = runtime.block_on(store.engine().time_to_live(1, true));
+        let (answer, room) = answer.expect("an answer");
+        let room = room.map_or(0, |room| room.num_permits());
+        (answer.keys.len(), room)
+    };
+    put(&store, "k", 1);
+    assert_eq!(look(), (1, 0));
+    let keys = (1..KEYS).map(|number| format!("{number:02048}"));
+    let writes = keys.map(|key| Write::Put(put_of(key, 1))).collect();
+    let answers = store.write_together(writes);
+    assert!(answers.iter().all(Result::is_ok));
+    let (keys, room) = look();
+    assert_eq!(keys, KEYS);
+    // In KiB.
+    assert!((2000..2100).contains(&room), "{room}");
+}
+
 fn start(folder: &TempDir) -> Server {
     let binary = Path::new(env!("CARGO_BIN_EXE_metastore"));
     Server::start(binary, &folder.path().join("data"), &[])

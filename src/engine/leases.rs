@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::command::{Answer, Command, Expire, Granted};
 use super::{AnswerRoom, Engine, LARGE_ANSWER_BYTES, LARGE_ANSWERS_BYTES, UNIT_BYTES};
 use crate::lease::{Renewal, Standing};
@@ -10,6 +12,9 @@ use crate::storage::view::View;
 
 /// Bytes that an id takes in an answer, at most.
 const ID_BYTES: usize = 16;
+
+/// Memory that a key of a lease takes in an answer beside its own bytes, at most.
+const KEY_BYTES: usize = 64;
 
 /// A list above this is made on a thread for reads.
 const SHORT_LIST_BYTES: usize = 64 << 10;
@@ -69,24 +74,56 @@ impl Engine {
         Ok(KeptAlive { ttl_secs, revision })
     }
 
-    /// How long a lease has to live, and with `keys` what keys it has.
-    pub async fn time_to_live(self: &Arc<Self>, id: i64, keys: bool) -> Result<TimeToLive, Error> {
-        let view = self.view();
-        let revision = view.revision;
-        let (keys, revision) = match self.leases.look(id) {
-            Some(_) if keys => {
-                drop(view);
-                let read = move |view: &_, _: &_| attached(view, id);
-                self.read_apart(read).await?
-            }
-            _ => (Vec::new(), revision),
-        };
-        Ok(TimeToLive {
-            // Behind the keys: of a lease that is gone meanwhile nothing is told.
-            standing: self.leases.look(id),
+    /// How long a lease has to live, and with `with_keys` what keys it has. The room is to be held
+    /// until the answer is sent.
+    pub async fn time_to_live(
+        self: &Arc<Self>,
+        id: i64,
+        with_keys: bool,
+    ) -> Result<(TimeToLive, AnswerRoom), Error> {
+        let (mut attached, mut room) = (None, None);
+        if with_keys && self.leases.look(id).is_some() {
+            let (keys, held) = self.attached(id).await?;
+            (attached, room) = (Some(keys), held);
+        }
+        // Behind the keys: of a lease that is gone meanwhile nothing is told, and that at a
+        // revision at which its keys are gone too.
+        let standing = self.leases.look(id);
+        let attached = attached.filter(|_| standing.is_some());
+        let Attached { keys, revision } = attached.unwrap_or_else(|| Attached {
+            keys: Vec::new(),
+            revision: self.view().revision,
+        });
+        let answer = TimeToLive {
+            standing,
             keys,
             revision,
-        })
+        };
+        Ok((answer, room))
+    }
+
+    /// The keys of a lease, and room for them if they are many.
+    async fn attached(self: &Arc<Self>, id: i64) -> Result<(Attached, AnswerRoom), Error> {
+        let read = move |view: &_, _: &_| attached(view, id);
+        let attached = self.read_apart(read).await?;
+        let bytes = attached.bytes();
+        if bytes <= LARGE_ANSWER_BYTES {
+            return Ok((attached, None));
+        }
+        let units = large_units(bytes);
+        if let Ok(room) = Arc::clone(&self.large_answers).try_acquire_many_owned(units) {
+            return Ok((attached, Some(Arc::new(room))));
+        }
+        // Nothing is held while others send their answers.
+        drop(attached);
+        let room = self.large_room(units).await?;
+        Ok((self.read_apart(read).await?, Some(room)))
+    }
+
+    async fn large_room(&self, units: u32) -> Result<Arc<OwnedSemaphorePermit>, Error> {
+        let room = Arc::clone(&self.large_answers);
+        let room = room.acquire_many_owned(units).await;
+        Ok(Arc::new(room.map_err(|_| Error::Stopped)?))
     }
 
     /// All ids, soonest to end first, and the newest revision. The room is to be held until the
@@ -94,10 +131,7 @@ impl Engine {
     pub async fn leases(self: &Arc<Self>) -> Result<(Vec<i64>, u64, AnswerRoom), Error> {
         let bytes = self.leases.len() * ID_BYTES;
         let room = if bytes > LARGE_ANSWER_BYTES {
-            let units = bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES;
-            let room = Arc::clone(&self.large_answers);
-            let room = room.acquire_many_owned(units as u32).await;
-            Some(Arc::new(room.map_err(|_| Error::Stopped)?))
+            Some(self.large_room(large_units(bytes)).await?)
         } else {
             None
         };
@@ -124,6 +158,26 @@ impl Engine {
 }
 
 /// Keys of a lease, and the revision that they were read at.
-fn attached(view: &View, id: i64) -> Result<(Vec<Vec<u8>>, u64), Error> {
-    Ok((view.attached(id, view.revision)?, view.revision))
+#[derive(Debug)]
+struct Attached {
+    keys: Vec<Vec<u8>>,
+    revision: u64,
+}
+
+impl Attached {
+    fn bytes(&self) -> usize {
+        self.keys.iter().map(|key| key.len() + KEY_BYTES).sum()
+    }
+}
+
+fn attached(view: &View, id: i64) -> Result<Attached, Error> {
+    Ok(Attached {
+        keys: view.attached(id, view.revision)?,
+        revision: view.revision,
+    })
+}
+
+/// The room that a large answer takes.
+fn large_units(bytes: usize) -> u32 {
+    (bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32
 }

@@ -6,8 +6,7 @@ use prost::Message;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, range_stream};
-use crate::engine::AnswerRoom;
+use super::{Context, convert, held, range_stream};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::request_op;
@@ -25,11 +24,7 @@ impl Kv for KvService {
         let request = convert::range(request.into_inner())?;
         let (ranged, room) = self.0.engine.range(request).await?;
         let header = self.0.header(ranged.revision);
-        let mut response = Response::new(convert::ranged(ranged, header));
-        if room.is_some() {
-            response.extensions_mut().insert::<AnswerRoom>(room);
-        }
-        Ok(response)
+        Ok(held(convert::ranged(ranged, header), room))
     }
 
     type RangeStreamStream = ReceiverStream<Result<pb::RangeStreamResponse, Status>>;

@@ -6,8 +6,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Context, convert};
-use crate::engine::AnswerRoom;
+use super::{Context, convert, held};
 use crate::mvcc::Error;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::lease_server::Lease;
@@ -71,9 +70,9 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let answer = self.0.engine.time_to_live(id, keys).await?;
+        let (answer, room) = self.0.engine.time_to_live(id, keys).await?;
         let header = self.0.header(answer.revision);
-        Ok(Response::new(convert::time_to_live(id, answer, header)))
+        Ok(held(convert::time_to_live(id, answer, header), room))
     }
 
     async fn lease_leases(
@@ -82,14 +81,11 @@ impl Lease for LeaseService {
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         let (ids, revision, room) = self.0.engine.leases().await?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id });
-        let mut response = Response::new(pb::LeaseLeasesResponse {
+        let answer = pb::LeaseLeasesResponse {
             header: Some(self.0.header(revision)),
             leases: leases.collect(),
-        });
-        if room.is_some() {
-            response.extensions_mut().insert::<AnswerRoom>(room);
-        }
-        Ok(response)
+        };
+        Ok(held(answer, room))
     }
 }
 

@@ -12,9 +12,9 @@ pub mod watch;
 use std::sync::Arc;
 
 use tokio::sync::watch::Receiver;
-use tonic::Status;
+use tonic::{Response, Status};
 
-use crate::engine::Engine;
+use crate::engine::{AnswerRoom, Engine};
 use crate::mvcc::Error;
 use crate::proto::etcdserverpb as pb;
 use crate::snapshot::contents::Member;
@@ -53,6 +53,15 @@ fn not_built<T>(call: &str) -> Result<T, Status> {
     Err(Status::unimplemented(format!(
         "{call} is not supported yet"
     )))
+}
+
+/// An answer that holds its room until it is sent.
+fn held<T>(answer: T, room: AnswerRoom) -> Response<T> {
+    let mut response = Response::new(answer);
+    if room.is_some() {
+        response.extensions_mut().insert::<AnswerRoom>(room);
+    }
+    response
 }
 
 impl Context {

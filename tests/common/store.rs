@@ -188,7 +188,8 @@ impl TestStore {
 
     /// How a lease stands, and its keys.
     pub(crate) fn time_to_live(&self, id: i64) -> Result<TimeToLive, Error> {
-        self.runtime.block_on(self.engine().time_to_live(id, true))
+        let answer = self.runtime.block_on(self.engine().time_to_live(id, true));
+        answer.map(|(answer, _room)| answer)
     }
 
     /// All leases, soonest to end first.
