@@ -3,7 +3,7 @@
 //! Plain numbers, no clock and no lock. In memory a lease is 32 bytes in a hash table and 16 in the
 //! order of ends, whatever keys it has.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 
@@ -16,8 +16,8 @@ use crate::storage::row::LeaseRow;
 pub struct Lessor {
     leases: HashMap<i64, Lease>,
     order: Order,
-    /// Leases whose last sign of life is to be kept, each once.
-    to_keep: VecDeque<i64>,
+    /// Leases whose last sign of life is to be kept.
+    to_keep: BTreeSet<i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +43,7 @@ impl Lessor {
         };
         if let Some(before) = self.leases.insert(id, lease) {
             self.order.remove(id, before.deadline);
+            self.to_keep.remove(&id);
         }
         self.order.insert(id, deadline);
     }
@@ -51,6 +52,7 @@ impl Lessor {
     pub fn remove(&mut self, id: i64) {
         if let Some(lease) = self.leases.remove(&id) {
             self.order.remove(id, lease.deadline);
+            self.to_keep.remove(&id);
         }
     }
 
@@ -69,7 +71,7 @@ impl Lessor {
         // After a crash the server may have lost time that a sign was kept at.
         if now.saturating_sub(lease.seen) >= expiry::keep_after_millis(lease.ttl_secs) {
             lease.seen = now;
-            self.to_keep.push_back(id);
+            self.to_keep.insert(id);
         }
         Renewal::Renewed(lease.ttl_secs)
     }
@@ -125,14 +127,14 @@ impl Lessor {
         self.order.due(now)
     }
 
-    /// The first `count` leases whose last sign of life is to be kept; `None` for one that is gone.
-    pub fn to_keep(&self, count: usize) -> impl Iterator<Item = (i64, Option<LeaseRow>)> {
+    /// Up to `count` leases whose last sign of life is to be kept.
+    pub fn to_keep(&self, count: usize) -> impl Iterator<Item = (i64, LeaseRow)> {
         self.to_keep.iter().take(count).map(|id| {
-            let lease = self.leases.get(id);
-            let row = lease.map(|lease| LeaseRow {
+            let lease = &self.leases[id];
+            let row = LeaseRow {
                 ttl_secs: lease.ttl_secs,
                 seen_millis: lease.seen,
-            });
+            };
             (*id, row)
         })
     }
@@ -142,9 +144,12 @@ impl Lessor {
         self.to_keep.len()
     }
 
-    /// The first `count` of them are kept.
-    pub fn kept(&mut self, count: usize) {
-        self.to_keep.drain(..count);
+    /// A sign of life is kept; there may have been a later one.
+    pub fn kept(&mut self, id: i64, seen_millis: u64) {
+        let is_last = |lease: &Lease| lease.seen == seen_millis;
+        if self.leases.get(&id).is_some_and(is_last) {
+            self.to_keep.remove(&id);
+        }
     }
 }
 
@@ -190,15 +195,32 @@ mod tests {
         for now in (50_000..=850_000).step_by(50_000) {
             lessor.renew(1, now);
         }
-        // Four TTLs behind the grant, and four behind that.
-        assert_eq!(lessor.to_keep_len(), 2);
-        lessor.kept(1);
-        let kept: Vec<_> = lessor.to_keep(9).collect();
+        // Four TTLs behind the grant, and four behind that: the last is kept.
         let seen_millis = 800_000;
         let newest = LeaseRow {
             seen_millis,
             ..row(100)
         };
-        assert_eq!(kept, [(1, Some(newest))]);
+        assert_eq!(lessor.to_keep(9).collect::<Vec<_>>(), [(1, newest)]);
+        lessor.kept(1, 400_000);
+        assert_eq!(lessor.to_keep_len(), 1);
+        lessor.kept(1, 800_000);
+        assert_eq!(lessor.to_keep_len(), 0);
+    }
+
+    /// Signs of life that cannot be kept, since the disk is full, do not pile up.
+    #[test]
+    fn no_more_signs_are_to_be_kept_than_there_are_leases() {
+        let mut lessor = Lessor::default();
+        for id in 0..10 {
+            lessor.insert(id, row(100), 100_000);
+            for now in (0..10_000_000).step_by(50_000) {
+                lessor.renew(id, now);
+            }
+        }
+        assert_eq!(lessor.to_keep_len(), 10);
+        lessor.remove(0);
+        lessor.insert(1, row(100), 100_000);
+        assert_eq!(lessor.to_keep_len(), 8);
     }
 }

@@ -18,7 +18,7 @@ pub struct Pending {
     /// What has become of leases in this batch; `None` is gone.
     changes: HashMap<i64, Option<LeaseRow>>,
     /// Signs of life that this batch keeps.
-    kept: usize,
+    kept: Vec<(i64, LeaseRow)>,
 }
 
 /// Signs of life to be kept.
@@ -36,7 +36,7 @@ impl Pending {
         Pending {
             leases,
             changes: HashMap::new(),
-            kept: 0,
+            kept: Vec::new(),
         }
     }
 
@@ -101,24 +101,20 @@ impl Pending {
         let lessor = self.leases.lessor();
         let now = self.leases.now_millis();
         // Once a batch: a second time would keep the same.
-        assert_eq!(self.kept, 0, "a batch keeps signs of life once");
-        let there = |(id, row): (i64, Option<LeaseRow>)| {
-            // One that this batch has changed is kept by that.
-            row.filter(|_| !self.changes.contains_key(&id))
-                .map(|row| (id, row))
-        };
-        let rows = lessor.to_keep(count).filter_map(there).collect();
-        let all = lessor.to_keep_len();
-        self.kept = all.min(count);
+        assert!(self.kept.is_empty(), "a batch keeps signs of life once");
+        let rows = lessor.to_keep(count);
+        // One that this batch has changed is kept by that.
+        let rows = rows.filter(|(id, _)| !self.changes.contains_key(id));
+        self.kept = rows.collect();
         Signs {
-            rows,
-            upto_millis: (all <= count).then_some(now),
+            rows: self.kept.clone(),
+            upto_millis: (lessor.to_keep_len() <= count).then_some(now),
         }
     }
 
     /// The batch is on disk: shows it to everybody. A grant's time begins now.
     pub fn publish(&mut self) {
-        if self.changes.is_empty() && self.kept == 0 {
+        if self.changes.is_empty() && self.kept.is_empty() {
             return;
         }
         let mut lessor = self.leases.lessor();
@@ -129,13 +125,14 @@ impl Pending {
                 None => lessor.remove(id),
             }
         }
-        lessor.kept(self.kept);
-        self.kept = 0;
+        for (id, row) in self.kept.drain(..) {
+            lessor.kept(id, row.seen_millis);
+        }
     }
 
     /// The batch is taken back.
     pub fn take_back(&mut self) {
         self.changes.clear();
-        self.kept = 0;
+        self.kept.clear();
     }
 }
