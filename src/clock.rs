@@ -43,4 +43,12 @@ impl Clock {
     pub fn monotonic_millis(&self) -> u64 {
         self.monotonic_micros() / 1000
     }
+
+    /// The same, rounded up.
+    pub fn monotonic_millis_up(&self) -> u64 {
+        match self {
+            Clock::System => START.elapsed().as_nanos().div_ceil(1_000_000) as u64,
+            Clock::Manual(micros) => micros.load(Ordering::Relaxed).div_ceil(1000),
+        }
+    }
 }

@@ -56,15 +56,15 @@ impl Lessor {
         }
     }
 
-    /// Lets a lease run anew from `now` on, unless it has run out.
-    pub fn renew(&mut self, id: i64, now: u64) -> Renewal {
+    /// Lets a lease run anew from `begin` on, unless it has run out at `now`.
+    pub fn renew(&mut self, id: i64, now: u64, begin: u64) -> Renewal {
         let Some(lease) = self.leases.get_mut(&id) else {
             return Renewal::Unknown;
         };
         if lease.deadline <= now {
             return Renewal::Due;
         }
-        let deadline = now + lease.ttl_secs * 1000;
+        let deadline = begin + lease.ttl_secs * 1000;
         self.order.remove(id, lease.deadline);
         self.order.insert(id, deadline);
         lease.deadline = deadline;
@@ -168,14 +168,14 @@ mod tests {
     fn a_lease_that_has_run_out_is_never_renewed() {
         let mut lessor = Lessor::default();
         lessor.insert(1, row(10), 10_000);
-        assert_eq!(lessor.renew(2, 0), Renewal::Unknown);
-        assert_eq!(lessor.renew(1, 9_999), Renewal::Renewed(10));
-        assert_eq!(lessor.first_deadline(), Some(19_999));
-        assert_eq!(lessor.due(19_998).count(), 0);
-        assert_eq!(lessor.renew(1, 19_999), Renewal::Due);
-        assert_eq!(lessor.due(19_999).collect::<Vec<_>>(), [1]);
+        assert_eq!(lessor.renew(2, 0, 0), Renewal::Unknown);
+        assert_eq!(lessor.renew(1, 9_999, 10_000), Renewal::Renewed(10));
+        assert_eq!(lessor.first_deadline(), Some(20_000));
+        assert_eq!(lessor.due(19_999).count(), 0);
+        assert_eq!(lessor.renew(1, 20_000, 20_000), Renewal::Due);
+        assert_eq!(lessor.due(20_000).collect::<Vec<_>>(), [1]);
         lessor.remove(1);
-        assert_eq!(lessor.renew(1, 19_999), Renewal::Unknown);
+        assert_eq!(lessor.renew(1, 20_000, 20_000), Renewal::Unknown);
         assert!(lessor.is_empty() && lessor.first_deadline().is_none());
     }
 
@@ -193,7 +193,7 @@ mod tests {
         let mut lessor = Lessor::default();
         lessor.insert(1, row(100), 100_000);
         for now in (50_000..=850_000).step_by(50_000) {
-            lessor.renew(1, now);
+            lessor.renew(1, now, now);
         }
         // Four TTLs behind the grant, and four behind that: the last is kept.
         let seen_millis = 800_000;
@@ -215,7 +215,7 @@ mod tests {
         for id in 0..10 {
             lessor.insert(id, row(100), 100_000);
             for now in (0..10_000_000).step_by(50_000) {
-                lessor.renew(id, now);
+                lessor.renew(id, now, now);
             }
         }
         assert_eq!(lessor.to_keep_len(), 10);

@@ -100,7 +100,7 @@ impl Leases {
         Leases {
             lessor: Mutex::default(),
             timing,
-            began_millis: clock.monotonic_millis(),
+            began_millis: clock.monotonic_millis_up(),
             clock,
             base_millis: served_millis,
         }
@@ -129,23 +129,28 @@ impl Leases {
         &self.timing
     }
 
-    /// Served time, in milliseconds.
+    /// Served time, in milliseconds that have passed.
     pub fn now_millis(&self) -> u64 {
-        self.base_millis + (self.clock.monotonic_millis() - self.began_millis)
+        let now = self.clock.monotonic_millis();
+        self.base_millis + now.saturating_sub(self.began_millis)
+    }
+
+    /// The same, rounded up: a TTL that began before now would end before it has passed.
+    fn begin_millis(&self) -> u64 {
+        self.base_millis + (self.clock.monotonic_millis_up() - self.began_millis)
     }
 
     /// Lets a lease run anew, unless it has run out.
     pub fn renew(&self, id: i64) -> Renewal {
         let mut lessor = self.lessor();
         let now = self.now_millis();
-        lessor.renew(id, now)
+        lessor.renew(id, now, self.begin_millis())
     }
 
     /// How a lease stands; `None` if it is not there.
     pub fn look(&self, id: i64) -> Option<Standing> {
         let lessor = self.lessor();
-        let now = self.now_millis();
-        lessor.look(id, now)
+        lessor.look(id, self.begin_millis())
     }
 
     /// How many there are.
@@ -176,7 +181,56 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::pending::Pending;
     use super::*;
+
+    /// Whichever part of a millisecond the start, a grant and a renewal fall into.
+    #[test]
+    fn no_lease_ends_before_its_ttl_has_passed() {
+        for [start, granted, renewed] in [[0, 0, 0], [900, 900, 900], [1, 999, 500], [999, 1, 0]] {
+            let micros = Arc::new(AtomicU64::new(5_000_000 + start));
+            let clock = Clock::Manual(Arc::clone(&micros));
+            let leases = Arc::new(Leases::new(Timing::default(), clock, 7));
+            let mut pending = Pending::new(Arc::clone(&leases));
+            let ends_at = |pending: &Pending, end| {
+                micros.store(end - 1, Ordering::Relaxed);
+                assert!(pending.due(1).is_empty(), "{start} {granted} {renewed}");
+                micros.store(end + 2000, Ordering::Relaxed);
+                assert_eq!(pending.due(1), [1], "{start} {granted} {renewed}");
+            };
+            micros.store(6_000_000 + granted, Ordering::Relaxed);
+            pending.grant(1, 2);
+            pending.publish();
+            assert_eq!(leases.look(1).map(|lease| lease.left_secs), Some(1));
+            ends_at(&pending, 8_000_000 + granted);
+            micros.store(7_000_000 + renewed, Ordering::Relaxed);
+            assert_eq!(leases.renew(1), Renewal::Renewed(2));
+            assert_eq!(leases.look(1).map(|lease| lease.left_secs), Some(1));
+            ends_at(&pending, 9_000_000 + renewed);
+        }
+    }
+
+    /// And after a start, one election timeout later.
+    #[test]
+    fn no_start_takes_a_part_of_a_millisecond() {
+        let micros = Arc::new(AtomicU64::new(5_000_900));
+        let clock = Clock::Manual(Arc::clone(&micros));
+        let leases = Arc::new(Leases::new(Timing::default(), clock, 7));
+        let row = LeaseRow {
+            ttl_secs: 2,
+            seen_millis: 7,
+        };
+        leases.restore(1, Some(row));
+        assert_eq!(leases.now_millis(), 7);
+        let pending = Pending::new(leases);
+        micros.store(8_000_899, Ordering::Relaxed);
+        assert!(pending.due(1).is_empty());
+        micros.store(8_001_000, Ordering::Relaxed);
+        assert_eq!(pending.due(1), [1]);
+    }
 
     #[test]
     fn the_shortest_ttl_is_as_etcd_reckons_it() {

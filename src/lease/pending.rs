@@ -118,10 +118,10 @@ impl Pending {
             return;
         }
         let mut lessor = self.leases.lessor();
-        let now = self.leases.now_millis();
+        let begin = self.leases.begin_millis();
         for (id, change) in self.changes.drain() {
             match change {
-                Some(row) => lessor.insert(id, row, now + row.ttl_secs * 1000),
+                Some(row) => lessor.insert(id, row, begin + row.ttl_secs * 1000),
                 None => lessor.remove(id),
             }
         }
