@@ -167,9 +167,7 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         };
-        // Keys first: whoever sees that a lease is gone finds none of its keys.
-        self.store.publish();
-        self.leases.publish();
+        self.leases.publish(|| self.store.publish());
         let mut answers = Vec::with_capacity(batch.len());
         let mut rooms = Vec::with_capacity(batch.len());
         for (asked, outcome) in batch.into_iter().zip(outcomes) {

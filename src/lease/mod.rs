@@ -203,7 +203,7 @@ mod tests {
             };
             micros.store(6_000_000 + granted, Ordering::Relaxed);
             pending.grant(1, 2);
-            pending.publish();
+            pending.publish(|| ());
             assert_eq!(leases.look(1).map(|lease| lease.left_secs), Some(1));
             ends_at(&pending, 8_000_000 + granted);
             micros.store(7_000_000 + renewed, Ordering::Relaxed);

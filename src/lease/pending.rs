@@ -112,12 +112,15 @@ impl Pending {
         }
     }
 
-    /// The batch is on disk: shows it to everybody. A grant's time begins now.
-    pub fn publish(&mut self) {
+    /// The batch is on disk: shows it to everybody, its keys by `show_keys`. Nobody sees a key of a
+    /// lease that is not there yet, nor a lease gone and its keys still there. A grant's time begins
+    /// now.
+    pub fn publish(&mut self, show_keys: impl FnOnce()) {
         if self.changes.is_empty() && self.kept.is_empty() {
-            return;
+            return show_keys();
         }
         let mut lessor = self.leases.lessor();
+        show_keys();
         let begin = self.leases.begin_millis();
         for (id, change) in self.changes.drain() {
             match change {
@@ -134,5 +137,31 @@ impl Pending {
     pub fn take_back(&mut self) {
         self.changes.clear();
         self.kept.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::lease::Timing;
+
+    /// Who sees the keys and then looks for the lease waits until it is shown too.
+    #[test]
+    fn keys_and_leases_are_shown_at_once() {
+        let leases = Arc::new(Leases::new(Timing::default(), Clock::System, 0));
+        let mut pending = Pending::new(Arc::clone(&leases));
+        let mut shown = 0;
+        for change in [Pending::revoke, |pending: &mut Pending, id| {
+            pending.grant(id, 2);
+        }] {
+            change(&mut pending, 1);
+            pending.publish(|| {
+                shown += 1;
+                assert!(leases.lessor.try_lock().is_err());
+            });
+        }
+        pending.publish(|| shown += 1);
+        assert_eq!((shown, leases.len()), (3, 1));
     }
 }
