@@ -6,14 +6,20 @@ use super::command::{Answer, Command, Expire, Granted};
 use crate::lease::pending::{Pending, Signs};
 use crate::mvcc::Error;
 use crate::mvcc::txn::{self, check_put};
-use crate::mvcc::write_txn::WriteTxn;
+use crate::mvcc::write_txn::{Detached, WriteTxn};
+use crate::storage::log;
 use crate::storage::row::Stamp;
 use crate::storage::store::Store;
 
-/// Most leases that one command expires, and keys of theirs after which it takes no other: the
-/// commands that wait get their turn in between.
+/// Most leases that one command expires, and keys of theirs, and bytes in the log, after which it
+/// takes no other: the commands that wait get their turn in between.
 const EXPIRED_LEASES_MAX: usize = 500;
 const EXPIRED_KEYS_MAX: usize = 4096;
+const EXPIRED_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes in the log after which the keys that are left of a lease go in another revision: half of
+/// what a batch may take, so that nothing keeps a lease from expiring.
+const EXPIRED_PART_BYTES: usize = log::BATCH_BYTES_MAX / 2;
 
 /// Most signs of life that one command keeps.
 const SIGNS_MAX: usize = 4096;
@@ -54,20 +60,20 @@ pub fn judge(
             if !leases.exists(*id) {
                 return Err(Error::LeaseNotFound);
             }
-            revoke(store, leases, *id, stamp)?;
+            revoke(store, leases, *id, stamp, usize::MAX)?;
             Ok(Answer::Revoked(store.revision()))
         }
         Command::Expire(Expire::One(id)) => {
             if leases.is_due(*id) {
-                revoke(store, leases, *id, stamp)?;
+                revoke(store, leases, *id, stamp, EXPIRED_PART_BYTES)?;
             }
             Ok(Answer::Expired)
         }
         Command::Expire(Expire::Next) => {
-            let mut keys = 0;
+            let (mut keys, begin) = (0, store.batch_bytes());
             for id in leases.due(EXPIRED_LEASES_MAX) {
-                keys += revoke(store, leases, id, stamp.clone())?;
-                if keys >= EXPIRED_KEYS_MAX {
+                keys += revoke(store, leases, id, stamp.clone(), EXPIRED_PART_BYTES)?.keys;
+                if keys >= EXPIRED_KEYS_MAX || store.batch_bytes() - begin >= EXPIRED_BYTES_MAX {
                     break;
                 }
             }
@@ -104,17 +110,26 @@ fn grant(store: &mut Store, leases: &mut Pending, id: i64, ttl_secs: i64) -> Res
     }))
 }
 
-/// Removes a lease and, in one revision, its keys; answers how many.
-fn revoke(store: &mut Store, leases: &mut Pending, id: i64, stamp: Stamp) -> Result<usize, Error> {
+/// Removes a lease and, in one revision, its keys; or as many of them as go into one batch.
+fn revoke(
+    store: &mut Store,
+    leases: &mut Pending,
+    id: i64,
+    stamp: Stamp,
+    part_bytes: usize,
+) -> Result<Detached, Error> {
+    let batch_bytes_max = store.batch_bytes().saturating_add(part_bytes);
     let mut write = WriteTxn::begin(store, stamp);
-    let keys = write.delete_attached(id)?;
+    let detached = write.delete_attached(id, batch_bytes_max)?;
     write.end();
-    if keys == 0 {
-        store.count_command();
+    if detached.all {
+        if detached.keys == 0 {
+            store.count_command();
+        }
+        store.remove_lease(id);
+        leases.revoke(id);
     }
-    store.remove_lease(id);
-    leases.revoke(id);
-    Ok(keys)
+    Ok(detached)
 }
 
 /// Below the first revision there is only 0, where compaction succeeds once (as etcd: script
@@ -130,4 +145,98 @@ fn compact(store: &mut Store, revision: i64) -> Result<Answer, Error> {
     }
     store.raise_floor(asked);
     Ok(Answer::Compact(newest))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::lease::{Leases, Timing};
+    use crate::mvcc::request::Put;
+    use crate::storage::disk::sim::SimDisk;
+    use crate::storage::store::{Identity, Settings};
+
+    /// A store, its leases, and the time in microseconds.
+    fn begin() -> (Store, Pending, Arc<AtomicU64>) {
+        let disk = SimDisk::new();
+        let settings = Settings {
+            data: disk.folder("data"),
+            log: disk.folder("log"),
+            cache_bytes: 1 << 20,
+            flush_bytes: 64 << 20,
+            segment_bytes: 64 << 10,
+            reserve_bytes: 0,
+        };
+        let identity = Identity {
+            cluster_id: 1,
+            member_id: 1,
+            peer_urls: Vec::new(),
+        };
+        let (store, _settler) = Store::open(&settings, identity).expect("a store");
+        let micros = Arc::new(AtomicU64::new(0));
+        let clock = Clock::Manual(Arc::clone(&micros));
+        let leases = Arc::new(Leases::new(Timing::default(), clock, 0));
+        (store, Pending::new(leases), micros)
+    }
+
+    /// Judges `command` as a batch of its own.
+    fn decide(store: &mut Store, leases: &mut Pending, command: &Command) {
+        store.begin_batch();
+        judge(store, leases, command, 0).expect("nothing refuses it");
+        store.commit().expect("there is room");
+        leases.publish(|| store.publish());
+    }
+
+    fn grant_with_keys(store: &mut Store, leases: &mut Pending, id: i64, keys: &[Vec<u8>]) {
+        decide(store, leases, &Command::Grant { id, ttl_secs: 10 });
+        for key in keys {
+            let put = Put {
+                key: Bytes::copy_from_slice(key),
+                value: Bytes::new(),
+                lease: id,
+                prev_kv: false,
+                ignore_value: false,
+                ignore_lease: false,
+            };
+            decide(store, leases, &Command::Put(put));
+        }
+    }
+
+    /// Leases whose keys are long must not end up in a batch that is too large.
+    #[test]
+    fn an_expiry_takes_no_other_lease_once_it_has_many_bytes() {
+        let (mut store, mut leases, micros) = begin();
+        for id in 1..=4 {
+            let key = vec![id as u8; EXPIRED_BYTES_MAX / 2];
+            grant_with_keys(&mut store, &mut leases, id, &[key]);
+        }
+        micros.store(10_000_000, Ordering::Relaxed);
+        for left in [2, 0] {
+            decide(&mut store, &mut leases, &Command::Expire(Expire::Next));
+            assert_eq!(leases.leases().len(), left);
+        }
+    }
+
+    /// The keys of a lease go in parts if they are too many for a batch, and then the lease.
+    #[test]
+    fn a_lease_with_too_many_keys_goes_in_parts() {
+        let (mut store, mut leases, _) = begin();
+        let keys: Vec<_> = (0..5).map(|number| vec![number; 100]).collect();
+        grant_with_keys(&mut store, &mut leases, 1, &keys);
+        let begin = store.revision();
+        for (part, (keys, all)) in [(2, false), (2, false), (1, true)].into_iter().enumerate() {
+            store.begin_batch();
+            let detached = revoke(&mut store, &mut leases, 1, Stamp::default(), 200);
+            assert_eq!(detached.ok(), Some(Detached { keys, all }));
+            assert_eq!(store.revision(), begin + 1 + part as u64);
+            store.commit().expect("there is room");
+            leases.publish(|| store.publish());
+            assert_eq!(leases.leases().is_empty(), all);
+        }
+    }
 }

@@ -153,6 +153,12 @@ impl Leases {
         lessor.look(id, self.begin_millis())
     }
 
+    /// Whether a lease has run out.
+    pub fn is_due(&self, id: i64) -> bool {
+        let lessor = self.lessor();
+        lessor.is_due(id, self.now_millis())
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.lessor().len()

@@ -91,9 +91,7 @@ impl Pending {
 
     /// Whether a lease has run out by now.
     pub fn is_due(&self, id: i64) -> bool {
-        let lessor = self.leases.lessor();
-        let now = self.leases.now_millis();
-        !self.changes.contains_key(&id) && lessor.is_due(id, now)
+        !self.changes.contains_key(&id) && self.leases.is_due(id)
     }
 
     /// Takes up to `count` signs of life, to be kept by this batch.

@@ -24,6 +24,15 @@ pub struct WriteTxn<'a> {
     stamp: Option<Stamp>,
 }
 
+/// What [`WriteTxn::delete_attached`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Detached {
+    /// So many keys are deleted.
+    pub keys: usize,
+    /// The lease has no more.
+    pub all: bool,
+}
+
 impl<'a> WriteTxn<'a> {
     /// A txn behind all that the store has decided.
     pub fn begin(store: &'a mut Store, stamp: Stamp) -> WriteTxn<'a> {
@@ -113,14 +122,28 @@ impl<'a> WriteTxn<'a> {
         })
     }
 
-    /// Deletes the keys that `lease` has, in key order; answers how many.
-    pub fn delete_attached(&mut self, lease: i64) -> Result<usize, Error> {
+    /// Deletes the keys that `lease` has, in key order, but no more once the batch takes
+    /// `batch_bytes_max` in the log.
+    pub fn delete_attached(
+        &mut self,
+        lease: i64,
+        batch_bytes_max: usize,
+    ) -> Result<Detached, Error> {
         let keys = self.view().attached(lease, NEWEST)?;
-        for key in &keys {
+        for (place, key) in keys.iter().enumerate() {
+            if self.store.batch_bytes() >= batch_bytes_max {
+                return Ok(Detached {
+                    keys: place,
+                    all: false,
+                });
+            }
             self.push(&Record::tombstone(key));
             self.leave(lease);
         }
-        Ok(keys.len())
+        Ok(Detached {
+            keys: keys.len(),
+            all: true,
+        })
     }
 
     fn push(&mut self, record: &Record<'_>) {

@@ -303,6 +303,11 @@ impl Store {
         self.count_command();
     }
 
+    /// Bytes that the batch takes in the log.
+    pub fn batch_bytes(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Puts the batch on disk. After [`Error::NoSpace`] the batch can be taken back; any other
     /// error is the end.
     pub fn commit(&mut self) -> Result<(), Error> {
