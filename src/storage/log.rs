@@ -18,6 +18,7 @@
 //! off.
 
 mod later;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::source::{File, Pieces, Source};
 use super::Damaged;
 use super::disk::{Disk, DiskFile, is_full};
 
@@ -34,9 +36,6 @@ const HEADER_BYTES: usize = 32;
 const FRAME_BYTES: usize = 24;
 const ALIGN: usize = 8;
 const SUFFIX: &str = ".log";
-
-/// Bytes that a segment is read by, while they hold anything but zeros.
-const READ_BYTES: usize = 1 << 20;
 
 /// Capacity of the write buffer that is kept from batch to batch.
 const KEPT_BYTES: usize = 4 << 20;
@@ -454,28 +453,51 @@ pub fn segment_seed(bytes: &[u8], number: u64) -> Option<u32> {
 pub struct Scan {
     /// Where they end.
     pub end: usize,
+    /// Bytes behind that, without the zeros at the end of the segment.
+    pub torn_bytes: usize,
     /// Where a whole batch of a later number lies behind that: the one at `end` is damaged.
     pub later: Option<usize>,
 }
 
-/// Reads the batches of a segment from its bytes, header included, and hands them to `visit`.
-/// `seed` is what their CRCs begin with, `last` the number of the batch before them, if that is
-/// known, and `applied` a number that they are not far above. Never panics, whatever the bytes.
+/// Reads the batches of a segment, header included, and hands them to `visit`. `seed` is what their
+/// CRCs begin with, `last` the number of the batch before them, if that is known, and `applied` a
+/// number that they are not far above. Never panics, whatever the bytes. Holds no more of them than
+/// the largest batch, unless they end with a tear.
 pub fn scan(
-    bytes: &[u8],
+    segment: &impl Source,
     seed: u32,
     mut last: Option<u64>,
     applied: u64,
     mut visit: impl FnMut(usize, Batch<'_>) -> Result<(), Error>,
 ) -> Result<Scan, Error> {
-    let mut end = HEADER_BYTES.min(bytes.len());
-    while let Some((batch, length)) = decode_frame(&bytes[end..], seed) {
+    let mut pieces = Pieces::new(segment);
+    let mut end = HEADER_BYTES.min(segment.len());
+    loop {
+        let front = pieces.at(end, FRAME_BYTES)?;
+        let Some(frame) = front.and_then(|front| Frame::decode(front, seed)) else {
+            break;
+        };
+        let whole = pieces.at(end, FRAME_BYTES.saturating_add(frame.rows_len))?;
+        let Some((batch, length)) = whole.and_then(|whole| decode_frame(whole, seed)) else {
+            break;
+        };
         last = Some(batch.number);
         visit(end, batch)?;
-        end = (end + length).min(bytes.len());
+        end = (end + length).min(segment.len());
     }
-    let later = later::find(&bytes[end..], seed, last, applied).map(|at| end + at);
-    Ok(Scan { end, later })
+    let torn_bytes = pieces.used(end)? - end;
+    let mut later = None;
+    if torn_bytes > 0 {
+        // To the very end: a later batch may end with zeros.
+        let mut tail = vec![0; segment.len() - end];
+        segment.read_at(&mut tail, end)?;
+        later = later::find(&tail, seed, last, applied).map(|at| end + at);
+    }
+    Ok(Scan {
+        end,
+        torn_bytes,
+        later,
+    })
 }
 
 struct Found {
@@ -513,18 +535,20 @@ fn read_all(
             what,
         };
         let file = disk.open(&name)?;
-        let bytes = read_used(file.as_ref())?;
-        let seed = match decode_header(&bytes, number) {
+        let segment = File::new(file.as_ref())?;
+        let mut pieces = Pieces::new(&segment);
+        let header = pieces.at(0, HEADER_BYTES.min(segment.len()))?;
+        let seed = match decode_header(header.unwrap_or(&[]), number) {
             Header::Ours { seed } => seed,
             Header::Newer(found) => return Err(Error::Newer { file: name, found }),
-            Header::Bad if is_last && bytes.iter().skip(HEADER_BYTES).all(|byte| *byte == 0) => {
+            Header::Bad if is_last && pieces.used(HEADER_BYTES)? <= HEADER_BYTES => {
                 found.unfinished = Some(number);
                 break;
             }
             Header::Bad => return Err(damaged(0, "the header is not that of this segment")),
         };
         let mut last_batch_at = None;
-        let scanned = scan(&bytes, seed, last_batch, applied, |at, batch| {
+        let scanned = scan(&segment, seed, last_batch, applied, |at, batch| {
             last_batch_at = Some(at as u64);
             let next = last_batch.map_or(0, |last| last + 1);
             // What the tables hold need not be there: segments are removed in no sure order.
@@ -542,52 +566,25 @@ fn read_all(
             let what = "a batch is damaged, and later ones are whole";
             return Err(damaged(scanned.end, what));
         }
-        if let Some(rest) = bytes[scanned.end..].iter().rposition(|byte| *byte != 0) {
+        if scanned.torn_bytes > 0 {
             // A segment is begun when all that was written to the one before is whole or cut off.
             if !is_last {
                 let what = "a batch is damaged, and a later segment is there";
                 return Err(damaged(scanned.end, what));
             }
-            found.summary.torn_bytes = rest as u64 + 1;
+            found.summary.torn_bytes = scanned.torn_bytes as u64;
         }
         found.last_end = scanned.end as u64;
         // Of a segment without one, the header is what may be in memory alone.
         found.last_batch_at = last_batch_at.unwrap_or(0);
         found.past.push(Past {
             number,
-            bytes: file.size()?,
+            bytes: segment.len() as u64,
             last_batch: last_batch.unwrap_or(applied),
         });
     }
     found.summary.last_batch = last_batch.unwrap_or(applied).max(applied);
     Ok(found)
-}
-
-/// The bytes of a segment without the zeros at its end that were never written; those that a batch
-/// ends with are kept.
-fn read_used(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
-    let size = usize::try_from(file.size()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
-    let zeros = vec![0; READ_BYTES.min(size)];
-    let mut bytes = Vec::new();
-    let mut zeros_from = 0;
-    while bytes.len() < size {
-        let begun = bytes.len();
-        let length = READ_BYTES.min(size - begun);
-        bytes.resize(begun + length, 0);
-        file.read_at(&mut bytes[begun..], begun as u64)?;
-        if bytes[begun..] != zeros[..length] {
-            zeros_from = bytes.len();
-        }
-    }
-    bytes.truncate(zeros_from);
-    let mut end = HEADER_BYTES;
-    while let Some(length) = bytes.get(end..).and_then(|rest| rest.first_chunk::<4>()) {
-        end += frame_len(u32::from_le_bytes(*length) as usize);
-    }
-    if end > bytes.len() && end <= size {
-        bytes.resize(end, 0);
-    }
-    Ok(bytes)
 }
 
 impl From<Error> for super::Error {

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::source::PIECE_BYTES;
 use super::*;
 use crate::storage::disk::sim::{SimDisk, SplitMix};
 
@@ -82,7 +83,7 @@ fn batches_in(bytes: &[u8], number: u64) -> Vec<(usize, usize)> {
         panic!("a whole header");
     };
     let mut places = Vec::new();
-    scan(bytes, seed, None, 0, |at, batch| {
+    scan(&bytes, seed, None, 0, |at, batch| {
         places.push((at, frame_len(batch.rows.len())));
         Ok(())
     })
@@ -123,11 +124,61 @@ fn a_batch_larger_than_a_segment_gets_one_of_its_own() {
 #[test]
 fn a_batch_that_ends_with_many_zeros_is_whole() {
     let (disk, mut log) = log_of(3);
-    let mut zeros = vec![0; 3 * READ_BYTES];
+    let mut zeros = vec![0; 3 * PIECE_BYTES];
     zeros[0] = 1;
     log.append(40, &zeros).expect("there is room");
     let (_, batches) = read(&disk, 3).expect("it is whole");
     assert_eq!(batches, [(4, 40, zeros)]);
+}
+
+/// Bytes, and how many were read at once at most.
+struct Watched<'a>(&'a [u8], std::cell::Cell<usize>);
+
+impl Source for Watched<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: usize) -> io::Result<()> {
+        self.1.set(self.1.get().max(buf.len()));
+        self.0.read_at(buf, at)
+    }
+}
+
+/// However long a segment is, a start takes the memory of a piece, or of the largest batch.
+#[test]
+fn a_segment_is_read_piece_by_piece() {
+    let mut bytes = encode_header(1, 5).to_vec();
+    let seed = segment_seed(&bytes, 1).expect("it has a header");
+    for (large, most) in [
+        (0, PIECE_BYTES),
+        (3 * PIECE_BYTES, 3 * PIECE_BYTES + FRAME_BYTES),
+    ] {
+        let lengths: Vec<_> = (0..40).map(|number| number * 4001).chain([large]).collect();
+        bytes.truncate(HEADER_BYTES);
+        for (number, length) in (1..).zip(&lengths) {
+            let mut frame = Vec::new();
+            encode_frame(&mut frame, seed, number, 1, &vec![1; *length]);
+            bytes.extend_from_slice(&frame);
+        }
+        let end = bytes.len();
+        bytes.resize(end + 4 * PIECE_BYTES, 0);
+        let watched = Watched(&bytes, Default::default());
+        let mut read = Vec::new();
+        let scanned = scan(&watched, seed, None, 0, |_, batch| {
+            assert!(batch.rows.iter().all(|byte| *byte == 1));
+            read.push(batch.rows.len());
+            Ok(())
+        });
+        let whole = Scan {
+            end,
+            torn_bytes: 0,
+            later: None,
+        };
+        assert_eq!(scanned.expect("nothing refuses"), whole);
+        assert_eq!(read, lengths);
+        assert_eq!(watched.1.get(), most);
+    }
 }
 
 /// However many bytes of the last batch reached the disk, those before it are whole.
@@ -256,11 +307,8 @@ fn a_batch_of_another_segment_is_never_accepted() {
     let mut forged = target[..HEADER_BYTES].to_vec();
     forged.extend_from_slice(&bytes[at..]);
     let scanned = scan(&forged, seed, None, 0, |_, _| panic!("no batch is here"));
-    let nothing = Scan {
-        end: HEADER_BYTES,
-        later: None,
-    };
-    assert_eq!(scanned.expect("nothing refuses"), nothing);
+    let scanned = scanned.expect("nothing refuses");
+    assert_eq!((scanned.end, scanned.later), (HEADER_BYTES, None));
 }
 
 #[test]
