@@ -159,12 +159,25 @@ impl Memtable {
         rest[..rest.len().min(count)].to_vec()
     }
 
-    /// Records of the keys that a change here gave to `lease`; it need not have them still.
-    pub fn given_to(&self, lease: i64) -> Vec<Arc<[u8]>> {
+    /// Visits the records of the keys that a change here gave to `lease`; it need not have them
+    /// still.
+    pub fn for_each_given(&self, lease: i64, mut visit: impl FnMut(&Arc<[u8]>)) {
+        let mut from = Some(0);
+        while let Some(place) = from {
+            let given = self.given_from(lease, place);
+            given.iter().for_each(|(_, record)| visit(record));
+            let last = given.get(CHUNK - 1);
+            from = last.and_then(|(place, _)| place.checked_add(1));
+        }
+    }
+
+    /// Place and record of at most [`CHUNK`] changes that gave a key to `lease`, from the `from`-th of
+    /// all changes on.
+    fn given_from(&self, lease: i64, from: u32) -> Vec<(u32, Arc<[u8]>)> {
         let inner = self.read();
-        let given = inner.given.range((lease, 0)..=(lease, u32::MAX));
-        let record = |(_, place): &(i64, u32)| Arc::clone(&inner.at(*place).record);
-        given.map(record).collect()
+        let given = inner.given.range((lease, from)..=(lease, u32::MAX));
+        let record = |(_, place): &(i64, u32)| (*place, Arc::clone(&inner.at(*place).record));
+        given.map(record).take(CHUNK).collect()
     }
 
     /// Each lease and key that a change here put together or took apart, in order, and whether
@@ -461,6 +474,37 @@ mod tests {
             assert_eq!(memtable.place_of(at(2 * main + 2)), main as usize);
         }
         assert_eq!(memtable.place_of(at(2 * changes + 1)), memtable.len());
+    }
+
+    /// A lease can have more keys than a reader takes under one hold of the lock.
+    #[test]
+    fn all_that_was_given_is_visited() {
+        for keys in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK] {
+            let memtable = Memtable::default();
+            for number in 0..keys {
+                let at = Revision {
+                    main: 2 + number as u64,
+                    sub: 0,
+                };
+                let key = number.to_be_bytes();
+                let lease = 1;
+                let (create, modified, version, value) = (at.main, at.main, 1, &b""[..]);
+                let record = Record {
+                    key: &key,
+                    create,
+                    modified,
+                    version,
+                    value,
+                    lease,
+                };
+                memtable.push(Change::new(at, &record, None));
+            }
+            let mut given = Vec::new();
+            memtable.for_each_given(1, |record| given.push(key_of(record).to_vec()));
+            let expected: Vec<_> = (0..keys).map(|key| key.to_be_bytes().to_vec()).collect();
+            assert_eq!(given, expected);
+            memtable.for_each_given(2, |_| panic!("it has no key"));
+        }
     }
 
     proptest! {

@@ -216,12 +216,12 @@ impl View {
             Ok(())
         })?;
         for memtable in self.memtables() {
-            for record in memtable.given_to(lease) {
-                let key = key_of(&record);
+            memtable.for_each_given(lease, |record| {
+                let key = key_of(record);
                 if unsettled(key).is_some_and(|found| found.version.lease == lease) {
                     keys.insert(key.to_vec());
                 }
-            }
+            });
         }
         Ok(keys.into_iter().collect())
     }
