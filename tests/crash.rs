@@ -15,7 +15,7 @@ mod model;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use metastore::clock::Clock;
 use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc;
-use metastore::mvcc::request::DeleteRange;
+use metastore::mvcc::request::{DeleteRange, Put};
 use metastore::storage;
 use metastore::storage::check::{self, Report};
 use metastore::storage::disk::sim::{SimDisk, SplitMix};
@@ -60,12 +60,17 @@ fn open(disk: &SimDisk) -> Result<Arc<Engine>, storage::Error> {
 }
 
 fn open_with(settings: &Settings) -> Result<Arc<Engine>, storage::Error> {
+    open_at(settings, &Arc::new(AtomicU64::new(1_000_000)))
+}
+
+/// The time is in microseconds.
+fn open_at(settings: &Settings, time: &Arc<AtomicU64>) -> Result<Arc<Engine>, storage::Error> {
     let identity = Identity {
         cluster_id: 1,
         member_id: 2,
         peer_urls: vec!["http://localhost:2380".to_owned()],
     };
-    let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
+    let clock = Clock::Manual(Arc::clone(time));
     Engine::open(
         settings,
         identity,
@@ -504,6 +509,63 @@ fn a_disk_without_any_room_refuses_and_waits() {
         }
         reopen(&runtime, &disk, &mut model, &story);
     }
+}
+
+/// Without any room nothing can be removed: who asks for a lease that has run out is told that, and
+/// not that it is gone. Those of others are renewed all the same.
+#[test]
+fn a_lease_that_runs_out_on_a_full_disk_goes_when_there_is_room() {
+    const MANY: usize = 300;
+    let story = "run out";
+    let disk = SimDisk::new();
+    let time = Arc::new(AtomicU64::new(1_000_000));
+    let engine = open_at(&settings(&disk), &time).expect("there is room");
+    let is_full = |refused: &Result<(), mvcc::Error>| matches!(refused, Err(mvcc::Error::NoSpace));
+    runtime().block_on(async {
+        for (id, ttl_secs) in [(1, 10), (2, 1000)] {
+            engine.grant(id, ttl_secs).await.expect("a lease");
+        }
+        let put = |key: String, lease| {
+            let put = Put {
+                lease,
+                ..put_of(key, "x")
+            };
+            soon(engine.put(put), story)
+        };
+        put("held".into(), 1).await.expect("there is room");
+        for number in 0..MANY {
+            let put_too = put(format!("many {number}"), 0).await;
+            put_too.expect("there is room");
+        }
+        disk.set_capacity(Some(0));
+        let mut refused = Ok(());
+        while !is_full(&refused) {
+            refused = put("more".into(), 0).await.map(|_| ());
+        }
+        let mut keys = 0..MANY;
+        refused = Ok(());
+        while !is_full(&refused) {
+            let number = keys.next().expect("a segment has no room for so many");
+            let delete = engine.delete_range(delete_of(format!("many {number}")));
+            refused = soon(delete, story).await.map(|_| ());
+        }
+        time.fetch_add(10_000_000, Ordering::Relaxed);
+        let kept = soon(engine.keep_alive(1), story).await;
+        assert!(is_full(&kept.map(|_| ())));
+        let look = soon(engine.time_to_live(1, true), story).await;
+        let (look, _room) = look.expect("it costs no space");
+        let left = look.standing.map(|standing| standing.left_secs);
+        assert_eq!((left, look.keys), (Some(0), vec![b"held".to_vec()]));
+        let other = soon(engine.keep_alive(2), story).await;
+        assert_eq!(other.expect("it costs no space").ttl_secs, 1000);
+        disk.set_capacity(None);
+        let kept = soon(engine.keep_alive(1), story).await;
+        assert_eq!(kept.expect("there is room").ttl_secs, 0);
+        let look = soon(engine.time_to_live(1, true), story).await;
+        assert_eq!(look.expect("an answer").0.standing, None);
+    });
+    stop(engine, story);
+    checked(&disk, story);
 }
 
 /// A server starts on a full disk with what it kept for this; deletes are taken at once.
