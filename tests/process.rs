@@ -204,6 +204,13 @@ fn a_lost_log_is_refused() {
         refused_folder(&data).contains("log"),
         "its absence is named"
     );
+    // Nor is a snapshot made of what is left.
+    fs::remove_dir_all(data.join("metastore/log")).expect("the log");
+    let file = folder.path().join("snapshot.db");
+    let flag = format!("--data-dir={}", data.display());
+    let line = refused(&["export", &file.display().to_string(), &flag], 1);
+    assert!(line.contains("log's files are missing"), "{line}");
+    assert!(!file.exists(), "nothing was made");
 }
 
 #[test]

@@ -134,14 +134,7 @@ impl Store {
         let database = space.in_need(|| open_database(settings, &identity))?;
         let reader = database.reader()?;
         let meta = reader.meta.clone();
-        let has_log = settings
-            .log
-            .list()?
-            .iter()
-            .any(|name| log::is_segment(name));
-        if meta.log_begun && !has_log {
-            return Err(Damaged("the log's files are missing").into());
-        }
+        refuse_lost_log(&meta, settings.log.as_ref())?;
         let (log, replayed) = space.in_need(|| open_log(settings, &reader))?;
         let decided = replayed.decided;
         let replayed_bytes = replayed.memtable.bytes();
@@ -413,6 +406,7 @@ pub fn read_stopped(
 ) -> Result<Stopped, Error> {
     let database = Database::open(data.open(DATABASE_FILE)?, cache_bytes)?;
     let reader = database.reader()?;
+    refuse_lost_log(&reader.meta, log_disk.as_ref())?;
     let mut replayed = Replayed::onto(&reader)?;
     Log::read(log_disk.as_ref(), reader.meta.applied_batch, &mut |batch| {
         Ok(replayed.take(&batch)?)
@@ -426,6 +420,15 @@ pub fn read_stopped(
         term,
         _database: database,
     })
+}
+
+/// A log that was begun always has a file, so without one what it held is lost, or is elsewhere.
+fn refuse_lost_log(meta: &Meta, log_disk: &dyn Disk) -> Result<(), Error> {
+    let has_log = log_disk.list()?.iter().any(|name| log::is_segment(name));
+    if meta.log_begun && !has_log {
+        return Err(Damaged("the log's files are missing").into());
+    }
+    Ok(())
 }
 
 /// Opens the log, and replays what it holds beyond the tables.
