@@ -3,8 +3,9 @@
 //! Nothing in the file is believed: each page must say that it is itself, elements lie within it
 //! one behind the other, keys ascend and stay between those of the branches above, and no page is
 //! reached twice. So a walk ends, whatever the bytes are, takes memory for a page a level and a
-//! bit a page, and what it hands out is what bbolt would. The first thing that is wrong ends it,
-//! with the page and what is wrong with it.
+//! bit a page, and what it hands out is what bbolt would. Memory for a page that takes others behind
+//! it is taken once its elements are seen to reach into the last of them. The first thing that is
+//! wrong ends the walk, with the page and what is wrong with it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -30,9 +31,6 @@ const DEPTH_MAX: usize = 32;
 
 /// Buckets of a file: etcd has ten.
 const BUCKETS_MAX: usize = 64;
-
-/// Bytes read at once, so that memory is taken for what is there and not for what is claimed.
-const STEP_BYTES: usize = 1 << 20;
 
 /// Pages that share one allocation of the marks.
 const MARKS: u64 = 1 << 15;
@@ -217,7 +215,11 @@ impl<S: Source> Reader<S> {
         let mut buckets = Vec::new();
         let mut walk = self.walk(Root::Page(self.meta.root), self.meta.root, BUCKET, seen)?;
         while let Some((name, value)) = walk.next()? {
-            let (name, value) = (name.to_vec(), value.to_vec());
+            // One byte too many shows that it is too long.
+            let most = value
+                .len()
+                .min(BUCKET_HEADER_BYTES + self.meta.page_bytes + 1);
+            let (name, value) = (name.to_vec(), value[..most].to_vec());
             let row_page = walk.page();
             let Some((root, page)) = value
                 .split_at_checked(BUCKET_HEADER_BYTES)
@@ -226,7 +228,8 @@ impl<S: Source> Reader<S> {
                 return wrong(row_page, "the row of a bucket is too short");
             };
             let root = match root {
-                0 => Root::Inline(page.to_vec()),
+                // bbolt has it below a quarter of a page.
+                0 if page.len() <= self.meta.page_bytes => Root::Inline(page.to_vec()),
                 root if page.is_empty() => Root::Page(root),
                 _ => return wrong(row_page, "the row of a bucket is too long"),
             };
@@ -322,19 +325,42 @@ impl<S: Source> Reader<S> {
         if bytes > most.max(page_bytes) {
             return wrong(id, "it is larger than any that etcd writes");
         }
+        if overflow > 0 && u16_at(&header, 8) != FREELIST {
+            // An older bbolt takes one page more for what ends with a page.
+            let needed = self.reach(id, &header)?;
+            if !(bytes - page_bytes..=bytes).contains(&needed) {
+                return wrong(id, "it takes more pages than its elements need, or fewer");
+            }
+        }
         for page in id..=id + overflow {
             if !seen.mark(page) {
                 return wrong(page, "it is reached twice");
             }
         }
-        let mut whole = Vec::new();
-        while whole.len() < bytes as usize {
-            let begun = whole.len();
-            whole.resize((begun + STEP_BYTES).min(bytes as usize), 0);
-            let offset = id * page_bytes + begun as u64;
-            self.source.read_at(&mut whole[begun..], offset)?;
-        }
+        let mut whole = vec![0; bytes as usize];
+        self.source.read_at(&mut whole, id * page_bytes)?;
         Page::read(id, id, kinds, whole)
+    }
+
+    /// Where the data of the last element of page `id` end, as the element says.
+    fn reach(&self, id: u64, header: &[u8; HEADER_BYTES]) -> Result<u64, Error> {
+        let Some(before) = u64::from(u16_at(header, 10)).checked_sub(1) else {
+            return Ok(HEADER_BYTES as u64);
+        };
+        let at = HEADER_BYTES as u64 + before * ELEMENT_BYTES as u64;
+        let mut element = [0; ELEMENT_BYTES];
+        let offset = id * self.meta.page_bytes as u64 + at;
+        // The table of the fullest page is longer than some files.
+        if offset + ELEMENT_BYTES as u64 > self.bytes() {
+            return wrong(id, "its elements reach beyond its end");
+        }
+        self.source.read_at(&mut element, offset)?;
+        let fields: &[usize] = match u16_at(header, 8) {
+            BRANCH => &[0, 4],
+            _ => &[4, 8, 12],
+        };
+        let lengths = fields.iter().map(|at| u64::from(u32_at(&element, *at)));
+        Ok(at + lengths.sum::<u64>())
     }
 }
 

@@ -1,10 +1,12 @@
 //! What is written is read again; what is bent is refused, and never more.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io;
 
 use proptest::prelude::*;
 
-use super::reader::{Error, Reader, Seen};
+use super::reader::{Error, Reader, Seen, Source};
 use super::writer::{PAGE_BYTES, Size, Writer};
 use super::{HEADER_BYTES, checksum};
 
@@ -136,8 +138,9 @@ fn each_hostile_file_is_named() {
         ("elements reach beyond", leaf + 10, u16s(0xFFFE)),
         ("is empty", leaf + 10, u16s(0)),
         ("beyond the end", leaf + 12, u32s(u32::MAX)),
-        // It takes the pages behind it.
+        // It takes the page behind it, as a full page of an older bbolt does; and more.
         ("reached twice", leaf + 12, u32s(1)),
+        ("more pages than its elements", leaf + 12, u32s(2)),
         ("stands where a row", leaf + 16, u32s(1)),
         ("outside of its place", leaf + 20, u32s(u32::MAX)),
         ("outside of its place", leaf + 20, u32s(0)),
@@ -177,6 +180,90 @@ fn each_hostile_file_is_named() {
     }
     for length in [0, 1, 79, PAGE_BYTES, 2 * PAGE_BYTES, sound.len() - 1] {
         assert!(read(&sound[..length]).is_err(), "cut to {length}");
+    }
+}
+
+/// A file of holes: hardly any of it is there.
+struct Holes {
+    pages: BTreeMap<u64, Vec<u8>>,
+    size: u64,
+    /// The most that was read at once.
+    largest: Cell<usize>,
+}
+
+impl Source for Holes {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.largest.set(self.largest.get().max(buf.len()));
+        buf.fill(0);
+        let page = PAGE_BYTES as u64;
+        if let Some(bytes) = self.pages.get(&(offset / page)) {
+            let there = &bytes[(offset % page) as usize..];
+            let length = there.len().min(buf.len());
+            buf[..length].copy_from_slice(&there[..length]);
+        }
+        Ok(())
+    }
+}
+
+impl Holes {
+    /// A root of one leaf that takes `overflow` pages more, and whose one row, a bucket, has a value of
+    /// `value_bytes`.
+    fn with_bucket(overflow: u32, value_bytes: u32) -> Holes {
+        let size = Size {
+            pages: 3 + u64::from(overflow),
+            root: 2,
+        };
+        let mut leaf = vec![0; PAGE_BYTES];
+        for (at, number) in [(0, 2), (8, 1 << 16 | 2), (12, overflow)] {
+            leaf[at..at + 4].copy_from_slice(&u32::to_le_bytes(number));
+        }
+        for (at, number) in [(16, 1), (20, 16), (24, 1), (28, value_bytes)] {
+            leaf[at..at + 4].copy_from_slice(&u32::to_le_bytes(number));
+        }
+        leaf[32] = b'b';
+        // The inline page is a leaf.
+        leaf[33 + 16 + 8] = 2;
+        let mut front = Vec::new();
+        let writer = Writer::begin(&mut front, size).expect("memory takes all");
+        drop(writer);
+        let (first, second) = front.split_at(PAGE_BYTES);
+        Holes {
+            pages: BTreeMap::from([(0, first.to_vec()), (1, second.to_vec()), (2, leaf)]),
+            size: size.bytes(),
+            largest: Cell::default(),
+        }
+    }
+
+    fn buckets(self) -> (Result<usize, Error>, usize) {
+        let reader = Reader::open(self).expect("its meta pages are sound");
+        let buckets = reader.buckets(&mut Seen::default());
+        let largest = reader.source().largest.get();
+        (buckets.map(|buckets| buckets.len()), largest)
+    }
+}
+
+/// What a page claims is held against what is in it before memory is taken.
+#[test]
+fn memory_is_not_taken_for_claims() {
+    let most = (512 << 20) / PAGE_BYTES as u32 - 1;
+    let (buckets, _) = Holes::with_bucket(0, 32).buckets();
+    assert_eq!(buckets.expect("it is sound"), 1);
+    let (buckets, largest) = Holes::with_bucket(most, 32).buckets();
+    let error = buckets.expect_err("the page has nothing there");
+    assert!(
+        error.to_string().contains("more pages than its elements"),
+        "{error}"
+    );
+    assert!(largest <= PAGE_BYTES, "{largest} bytes were read at once");
+    // The rows of a bucket do not lie in the root.
+    for (overflow, value_bytes) in [(1, 8000), (100, 100 * 4096)] {
+        let (buckets, _) = Holes::with_bucket(overflow, value_bytes).buckets();
+        let error = buckets.expect_err("that is no inline bucket");
+        assert!(error.to_string().contains("too long"), "{error}");
     }
 }
 
