@@ -738,3 +738,61 @@ proptest::proptest! {
         }
     }
 }
+
+#[track_caller]
+fn tool(line: &str) -> Tool {
+    match run(&line.split_whitespace().collect::<Vec<_>>(), &[]) {
+        Ok(Parsed::Tool(tool)) => tool,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_snapshot_is_saved_from_one_endpoint() {
+    for (given, url) in [
+        ("", "http://127.0.0.1:2379"),
+        ("--endpoints=", "http://127.0.0.1:2379"),
+        ("--endpoints 10.0.0.1:1", "http://10.0.0.1:1"),
+        ("--endpoints=[::1]:1", "http://[::1]:1"),
+        ("--endpoints=http://a:1", "http://a:1"),
+        ("--endpoints=unix:///run/a", "unix:///run/a"),
+    ] {
+        match tool(&format!("snapshot save f {given}")) {
+            Tool::Save { from, .. } => assert_eq!(from, SaveFrom::Endpoint(url.into())),
+            other => panic!("{given}: {other:?}"),
+        }
+    }
+    for (given, code, message) in [
+        (
+            "--endpoints=https://a:1",
+            1,
+            "--endpoints: TLS is not supported yet: https://a:1",
+        ),
+        (
+            "--endpoints=ftp://a:1",
+            2,
+            "--endpoints: URL scheme must be http, https, unix, or unixs: ftp://a:1",
+        ),
+        (
+            "--endpoints=a",
+            2,
+            r#"--endpoints: URL address does not have the form "host:port": http://a"#,
+        ),
+        ("--endpoints=:1", 2, "--endpoints: no host in http://:1"),
+        (
+            "--endpoints=a:1,b:1",
+            1,
+            "snapshot must be requested to one selected node, not multiple [a:1 b:1]",
+        ),
+        (
+            "--endpoints=a:1 --data-dir=b",
+            1,
+            "--endpoints and --data-dir exclude one another",
+        ),
+        ("--wal-dir=b", 1, "--wal-dir goes with --data-dir alone"),
+    ] {
+        let line = format!("snapshot save f {given}");
+        let words: Vec<_> = line.split_whitespace().collect();
+        refused(&words, &[], code, message);
+    }
+}

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::{Config, Parsed, Refusal};
+use super::{Config, Parsed, Refusal, url};
 
 /// A command that works on files, and ends.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub enum Tool {
 /// Where a snapshot is saved from.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SaveFrom {
-    /// A server's URL.
+    /// A server's URL, without TLS.
     Endpoint(String),
     /// The folders of a stopped server.
     Folder {
@@ -56,6 +56,9 @@ pub enum SaveFrom {
         wal_dir: Option<PathBuf>,
     },
 }
+
+/// Where a server is asked that nobody has named.
+const ENDPOINT: &str = "http://127.0.0.1:2379";
 
 const HELP: &str = "\
 Usage:
@@ -109,7 +112,10 @@ pub(super) fn parse(words: &[String]) -> Result<Parsed, Refusal> {
                 (None, _) if command == "export" => {
                     return Err(Refusal::syntax("--data-dir is missing".into()));
                 }
-                (None, endpoint) => SaveFrom::Endpoint(endpoint.unwrap_or_default()),
+                (None, _) if wal_dir.is_some() => {
+                    return Err(Refusal::new("--wal-dir goes with --data-dir alone".into()));
+                }
+                (None, endpoint) => SaveFrom::Endpoint(one_url(&endpoint.unwrap_or_default())?),
             };
             Tool::Save { file, from }
         }
@@ -149,6 +155,33 @@ pub(super) fn parse(words: &[String]) -> Result<Parsed, Refusal> {
     };
     words.done()?;
     Ok(Parsed::Tool(tool))
+}
+
+/// The URL of the one server that is asked. What asks for TLS must not be asked without.
+fn one_url(endpoints: &str) -> Result<String, Refusal> {
+    if endpoints.is_empty() {
+        return Ok(ENDPOINT.into());
+    }
+    let all: Vec<_> = endpoints.split(',').collect();
+    let [endpoint] = all[..] else {
+        let all = all.join(" ");
+        return Err(Refusal::new(format!(
+            "snapshot must be requested to one selected node, not multiple [{all}]"
+        )));
+    };
+    let text = match endpoint {
+        url if url.contains("://") || url.starts_with("unix:") => url.to_owned(),
+        address => format!("http://{address}"),
+    };
+    let refused = |why| Refusal::syntax(format!("--endpoints: {why}"));
+    let urls = url::list([&text[..]].into_iter()).map_err(refused)?;
+    match &urls[..] {
+        [url] if url.is_tls() => Err(Refusal::new(format!(
+            "--endpoints: TLS is not supported yet: {text}"
+        ))),
+        [url] if url.has_host() => Ok(url.text.clone()),
+        _ => Err(refused(format!("no host in {text}"))),
+    }
 }
 
 struct Words {

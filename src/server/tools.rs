@@ -22,9 +22,6 @@ use crate::storage::store::read_stopped;
 /// Memory for pages of a stopped store.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Where a server is asked that nobody has named.
-const ENDPOINT: &str = "http://127.0.0.1:2379";
-
 /// Does it; answers what there is to say. Draws progress on stderr if told to.
 pub fn run(tool: &Tool, draw: bool) -> Result<String, Error> {
     let bar = bar(draw);
@@ -169,15 +166,10 @@ fn save_online(
     url: &str,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), String> {
-    let url = match url {
-        "" => ENDPOINT.to_owned(),
-        url if url.contains("://") => url.to_owned(),
-        host => format!("http://{host}"),
-    };
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     runtime.block_on(async {
-        let client = MaintenanceClient::connect(url.clone()).await;
+        let client = MaintenanceClient::connect(url.to_owned()).await;
         let mut client = client.map_err(|error| format!("cannot reach {url}: {error}"))?;
         let told = |status: tonic::Status| format!("{url}: {}", status.message());
         let stream = client.snapshot(SnapshotRequest {}).await.map_err(told)?;
