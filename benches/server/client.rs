@@ -15,11 +15,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use metastore::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::lease_client::LeaseClient;
+use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use metastore::proto::etcdserverpb::request_op::Request as Op;
 use metastore::proto::etcdserverpb::response_op::Response as OpResponse;
 use metastore::proto::etcdserverpb::{
-    CompactionRequest, Compare, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse,
-    RequestOp, TxnRequest,
+    CompactionRequest, Compare, DefragmentRequest, LeaseGrantRequest, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, SnapshotRequest, TxnRequest,
 };
 use tokio::net::TcpStream;
 use tonic::body::Body;
@@ -69,6 +70,7 @@ impl Service<hyper::Request<Body>> for Connection {
 pub(crate) struct Client {
     kv: KvClient<Connection>,
     leases: LeaseClient<Connection>,
+    maintenance: MaintenanceClient<Connection>,
 }
 
 impl Client {
@@ -77,9 +79,14 @@ impl Client {
             .parse()
             .expect("an address and a port make a URI");
         let leases = LeaseClient::with_origin(connection.clone(), origin.clone());
+        let maintenance = MaintenanceClient::with_origin(connection.clone(), origin.clone());
         let kv =
             KvClient::with_origin(connection, origin).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Self { kv, leases }
+        Self {
+            kv,
+            leases,
+            maintenance,
+        }
     }
 
     pub(crate) async fn open(port: u16) -> Result<Self, Failure> {
@@ -201,6 +208,30 @@ impl Client {
         };
         self.kv.compact(request).await?;
         Ok(())
+    }
+
+    pub(crate) async fn defragment(&mut self) -> Result<(), Failure> {
+        let defragmented = self.maintenance.defragment(DefragmentRequest {}).await;
+        defragmented.map_err(|status| format!("Defragment: {status}"))?;
+        Ok(())
+    }
+
+    /// Reads a snapshot to its end, and keeps nothing of it; answers its bytes.
+    pub(crate) async fn snapshot(&mut self) -> Result<u64, Failure> {
+        let mut parts = self
+            .maintenance
+            .snapshot(SnapshotRequest {})
+            .await?
+            .into_inner();
+        let (mut bytes, mut left) = (0, None);
+        while let Some(part) = parts.message().await? {
+            bytes += part.blob.len() as u64;
+            left = Some(part.remaining_bytes);
+        }
+        match left {
+            Some(0) => Ok(bytes),
+            _ => Err(format!("a snapshot ended with {left:?} bytes to come").into()),
+        }
     }
 }
 

@@ -21,6 +21,8 @@ mod lease;
 mod lease_end;
 mod load;
 mod machine;
+mod maintenance;
+mod meanwhile;
 mod million;
 mod process;
 mod report;
@@ -48,7 +50,7 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) const NAMES: [&str; 2] = ["etcd", "metastore"];
 
 /// Every work item and what it does, in the order of the run.
-const ITEMS: [(&str, &str); 24] = [
+const ITEMS: [(&str, &str); 29] = [
     ("put-1", "1 client puts 256 B under random keys of 100,000"),
     ("put-100", "100 clients do"),
     ("put-1000", "1000 clients do"),
@@ -120,6 +122,26 @@ const ITEMS: [(&str, &str); 24] = [
     (
         "lease-memory",
         "1,000,000 leases: memory, and again after kill -9 and restart",
+    ),
+    (
+        "snapshot",
+        "1,000,000 keys are streamed as a snapshot: time, memory",
+    ),
+    (
+        "snapshot-put",
+        "1000 puts a second, alone and while snapshots stream",
+    ),
+    (
+        "compact-put",
+        "the same while 1,000,000 revisions are compacted",
+    ),
+    (
+        "defrag-put",
+        "the same while what that left is defragmented",
+    ),
+    (
+        "reuse",
+        "the file after 1,000,000 puts, compacted, as much again, defragmented",
     ),
 ];
 
@@ -312,6 +334,7 @@ fn bench() -> Result<usize, Failure> {
         million::run,
         watch::run,
         lease::run,
+        maintenance::run,
     ] {
         if let Err(error) = part(&plan, &mut report) {
             report.failed(error);

@@ -125,6 +125,16 @@ impl Server {
         disk_bytes(&self.home.join("data"))
     }
 
+    /// What the file of the database alone takes, under its name in either server.
+    pub(crate) fn database_bytes(&self) -> Result<u64, Failure> {
+        let data = self.home.join("data");
+        let mut files = ["member/snap/db", "metastore/data.redb"]
+            .map(|name| data.join(name))
+            .into_iter();
+        let file = files.find(|file| file.is_file());
+        Ok(disk_bytes(&file.ok_or("no file of the database")?)?)
+    }
+
     /// Adds to an error what the server said last.
     pub(crate) fn explain(&self, error: Failure) -> Failure {
         let log = fs::read_to_string(self.home.join("log")).unwrap_or_default();
