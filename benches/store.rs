@@ -107,6 +107,7 @@ fn open(folder: &TempDir) -> Arc<Engine> {
         flush_bytes: 64 << 20,
         segment_bytes: 64 << 20,
         reserve_bytes: 1 << 20,
+        quota_bytes: None,
     };
     let identity = Identity {
         cluster_id: 1,

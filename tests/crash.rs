@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use metastore::clock::Clock;
+use metastore::engine::alarm::{self, Alarm, Kind};
 use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc;
@@ -52,6 +53,7 @@ fn settings(disk: &SimDisk) -> Settings {
         flush_bytes: 32 << 10,
         segment_bytes: SEGMENT_BYTES,
         reserve_bytes: RESERVE_BYTES,
+        quota_bytes: None,
     }
 }
 
@@ -119,6 +121,11 @@ fn eventually(story: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+fn alarm_of(member: u64) -> Alarm {
+    let kind = Kind::NoSpace;
+    Alarm { member, kind }
+}
+
 /// The revision that is answered.
 async fn ask(engine: &Arc<Engine>, ask: Ask) -> Result<u64, mvcc::Error> {
     match ask {
@@ -128,6 +135,8 @@ async fn ask(engine: &Arc<Engine>, ask: Ask) -> Result<u64, mvcc::Error> {
         Ask::Compact { revision, physical } => engine.compact(revision as i64, physical).await,
         Ask::Grant(id) => Ok(engine.grant(id, TTL_SECS).await?.revision),
         Ask::Revoke(id) => engine.revoke(id).await,
+        Ask::Raise(member) => engine.raise(alarm_of(member)).await,
+        Ask::Clear(member) => Ok(engine.clear(alarm_of(member)).await?.1),
     }
 }
 
@@ -198,13 +207,21 @@ async fn compare(
     let place = (view.revision, view.floor);
     let leases = engine.leases().await.expect("it needs no disk").0;
     let leases = BTreeSet::from_iter(leases);
+    let alarms: BTreeSet<u64> = alarm::raised(&view.small)
+        .map(|alarm| alarm.member)
+        .collect();
     let mut possible = answered..=model.steps();
-    let fits = |step: &usize| model.places[*step] == place && model.leases[*step] == leases;
+    let fits = |step: &usize| {
+        model.places[*step] == place
+            && model.leases[*step] == leases
+            && model.alarms[*step] == alarms
+    };
     let Some(step) = possible.find(fits) else {
         panic!(
-            "{story}: at {place:?} with {leases:?}, answered {:?} with {:?}, sent {:?}",
+            "{story}: at {place:?} with {leases:?} and {alarms:?}, answered {:?} with {:?} and {:?}, sent {:?}",
             model.places[answered],
             model.leases[answered],
+            model.alarms[answered],
             model.place()
         );
     };
@@ -299,7 +316,7 @@ fn a_stop_at_any_sync_keeps_every_answer() {
     live(
         &runtime,
         &disk,
-        &mut Model::new(),
+        &mut Model::with_alarms(),
         0,
         STEPS,
         seed,
@@ -317,7 +334,7 @@ fn a_stop_at_any_sync_keeps_every_answer() {
         };
         let disk = SimDisk::new();
         disk.stop_at_sync(at);
-        let mut model = Model::new();
+        let mut model = Model::with_alarms();
         let story = format!("SEED={seed}, stop {at}");
         let answered = live(&runtime, &disk, &mut model, 0, STEPS, seed, &story);
         for fate in 0..3 {

@@ -48,6 +48,7 @@ fn settings(folder: &Path) -> Settings {
         flush_bytes: MIB as usize,
         segment_bytes: MIB,
         reserve_bytes: MIB,
+        quota_bytes: None,
     }
 }
 

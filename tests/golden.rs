@@ -17,6 +17,7 @@
 //! restart ["--FLAG=VALUE" ...]       kill -9, then a new process on the same data
 //! hashkv [rev=N]                     the hash of history
 //! status, members                    what the node says of itself
+//! alarm get [none|nospace|corrupt|N], alarm activate|deactivate TYPE [member=ID]     the node's own alarm if not said
 //! watch STREAM ...                   sends on a watch stream, which is opened by its first request:
 //!     create KEY [prefix | from_key | end=KEY] [rev=N] [id=N] [filter=noput|nodelete|N]... [prev_kv] [fragment]
 //!         [progress_notify] [nowait]
@@ -31,6 +32,7 @@
 //! grant TTL [id=N], revoke ID, ttl ID [keys], leases
 //! keep_alive ID ...                  all on one stream, which the client then ends
 //! ended ID ...                       waits until these leases have run out and are gone
+//! overdue ID                         waits until this lease has run out by more than a second and is still there
 //! ```
 //! Words with other than letters, digits and `-./@_` are quoted; `"\x00"` is one byte. `sort=`, `target=` and a guard's
 //! target also take a number, to send what has no name. `key_size=N` and `value_size=N` stand for a long key or value.
@@ -42,6 +44,8 @@ mod answer;
 mod common;
 #[path = "golden/lease.rs"]
 mod lease;
+#[path = "golden/maintenance.rs"]
+mod maintenance;
 #[path = "golden/request.rs"]
 mod request;
 #[path = "golden/watch.rs"]
@@ -60,8 +64,7 @@ use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use metastore::proto::etcdserverpb::request_op::Request;
 use metastore::proto::etcdserverpb::{
-    HashKvRequest, MemberListRequest, RangeRequest, RangeResponse, RequestOp, StatusRequest,
-    TxnRequest,
+    HashKvRequest, MemberListRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
 };
 use request::{Meanwhile, Words};
 use tempfile::TempDir;
@@ -88,9 +91,9 @@ macro_rules! scripts {
 }
 
 scripts! {
-    compact compact_restart delete empty_keys error_order flags
+    alarm alarm_corrupt alarm_nospace alarm_restart compact compact_restart delete empty_keys error_order flags
     lease_attach lease_expiry lease_grant lease_keep_alive lease_restart lease_revoke lease_txn
-    hash hash_compact limits put put_ignore
+    hash hash_compact limits put put_ignore quota
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums
@@ -261,22 +264,6 @@ impl Player {
         ))
     }
 
-    fn status(&self) -> Result<String, request::Error> {
-        let status =
-            self.ask(MaintenanceClient::new(self.channel.clone()).status(StatusRequest {}))?;
-        let header = status.header.as_ref();
-        let leader = if header.is_some_and(|header| header.member_id == status.leader) {
-            "self"
-        } else {
-            "other"
-        };
-        let (version, learner, errors) = (&status.version, status.is_learner, &status.errors);
-        Ok(format!(
-            "{} version={version} leader={leader} learner={learner} errors={errors:?}",
-            answer::header(header)
-        ))
-    }
-
     fn members(&self) -> Result<String, request::Error> {
         let request = MemberListRequest { linearizable: true };
         let list = self.ask(ClusterClient::new(self.channel.clone()).member_list(request))?;
@@ -346,6 +333,11 @@ impl goldenscript::Runner for Player {
             return said;
         }
         let words = Words::new(&command.args);
+        let of_the_node = maintenance::run(self.channel.clone(), &command.name, words);
+        if let Some(said) = self.runtime.block_on(of_the_node) {
+            return said;
+        }
+        let words = Words::new(&command.args);
         Ok(match command.name.as_str() {
             "get" => answer::range(&self.ask(self.kv().range(request::range(words)?))?),
             "stream" => self.stream(words)?,
@@ -361,7 +353,6 @@ impl goldenscript::Runner for Player {
             "fill" => self.fill(words)?,
             "watch" => self.watch(words)?,
             "see" => self.see(words)?,
-            "status" => self.status()?,
             "members" => self.members()?,
             "restart" => {
                 self.restart(&words.rest())?;

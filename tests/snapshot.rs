@@ -142,6 +142,7 @@ impl Store {
             flush_bytes: 4 << 20,
             segment_bytes: 4 << 20,
             reserve_bytes: 0,
+            quota_bytes: None,
         };
         let identity = Identity {
             cluster_id: 1,

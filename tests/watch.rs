@@ -242,6 +242,7 @@ fn a_watcher_that_a_flush_overtakes_hears_on() {
         flush_bytes: 1 << 20,
         segment_bytes: 1 << 20,
         reserve_bytes: 1 << 20,
+        quota_bytes: None,
     };
     let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
     let identity = Identity {

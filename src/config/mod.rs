@@ -98,7 +98,7 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// The most streams on a connection; `u32::MAX` is no limit, and is not sent to clients.
     pub max_concurrent_streams: u32,
-    /// As given, as Status shows it: 0 is the default of 2 GiB, and below 0 there is no limit.
+    /// As given: 0 is the default of 2 GiB, and below 0 there is no limit.
     pub quota_backend_bytes: i64,
     /// What history is kept when nobody compacts; `None` is all.
     pub auto_compaction: Option<Retention>,
@@ -182,6 +182,8 @@ const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const CHECK: Known = Known(Some(&["name", "data-dir", "wal-dir"]));
 
 const RECOMMENDED_REQUEST_BYTES: u64 = 10 << 20;
+/// etcd's quota where none is set.
+const QUOTA_BYTES_DEFAULT: i64 = 2 << 30;
 const RECOMMENDED_QUOTA_BYTES: i64 = 8 << 30;
 
 /// Parses the words after the program's name, and the environment.
@@ -356,6 +358,19 @@ impl Config {
         };
         config.warn_of_unwise_values();
         Ok(config)
+    }
+
+    /// The quota as Status shows it.
+    pub fn quota_reported(&self) -> i64 {
+        match self.quota_backend_bytes {
+            0 => QUOTA_BYTES_DEFAULT,
+            set => set,
+        }
+    }
+
+    /// The quota in force; `None` is no limit.
+    pub fn quota_bytes(&self) -> Option<u64> {
+        u64::try_from(self.quota_reported()).ok()
     }
 
     fn warn_of_unwise_values(&mut self) {

@@ -3,6 +3,7 @@
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::oneshot;
 
+use super::alarm::{Alarm, By};
 use super::replies::Home;
 use crate::mvcc::Error;
 use crate::mvcc::request::{Decided, DeleteRange, Deleted, Put, Txn, Written};
@@ -36,6 +37,12 @@ pub enum Command {
     Expire(Expire),
     /// Keep signs of life of leases, and how long the server has run.
     KeepSigns,
+    /// Raise an alarm.
+    Raise(Alarm, By),
+    /// Clear an alarm.
+    Clear(Alarm),
+    /// Clear the alarm that the server has raised, if there is room again.
+    ClearOwn,
 }
 
 /// Which leases that have run out are removed.
@@ -69,6 +76,20 @@ pub enum Answer {
         /// Ask again.
         more: bool,
     },
+    /// Of [`Command::Raise`].
+    Raised {
+        /// Whether it was not raised before.
+        is_new: bool,
+        /// The newest revision.
+        revision: u64,
+    },
+    /// Of [`Command::Clear`] and [`Command::ClearOwn`].
+    Cleared {
+        /// Whether there was anything to clear.
+        was_there: bool,
+        /// The newest revision.
+        revision: u64,
+    },
 }
 
 /// A lease as it was granted.
@@ -91,7 +112,26 @@ impl Command {
             Command::DeleteRange(_)
             | Command::Compact { .. }
             | Command::Revoke(_)
-            | Command::Expire(_) => false,
+            | Command::Expire(_)
+            | Command::Raise(..)
+            | Command::Clear(_)
+            | Command::ClearOwn => false,
+        }
+    }
+
+    /// Whether it changes keys or leases, and so can be refused for the sake of an alarm.
+    pub fn is_change(&self) -> bool {
+        match self {
+            Command::Put(_)
+            | Command::DeleteRange(_)
+            | Command::Txn(_)
+            | Command::Compact { .. }
+            | Command::Grant { .. }
+            | Command::Revoke(_)
+            | Command::Expire(_) => true,
+            Command::KeepSigns | Command::Raise(..) | Command::Clear(_) | Command::ClearOwn => {
+                false
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A refused command leaves no trace: all that can refuse it comes before its first change.
 
 use super::command::{Answer, Command, Expire, Granted};
+use super::{alarm, quota};
 use crate::lease::pending::{Pending, Signs};
 use crate::mvcc::Error;
 use crate::mvcc::txn::{self, check_put};
@@ -34,6 +35,7 @@ pub fn judge(
     if command.adds() && store.space().is_full() {
         return Err(Error::NoSpace);
     }
+    alarm::check(&store.view().small, command)?;
     let stamp = Stamp {
         millis,
         author: None,
@@ -90,6 +92,18 @@ pub fn judge(
             let more = upto_millis.is_none();
             Ok(Answer::KeptSigns { more })
         }
+        Command::Raise(alarm, by) => Ok(Answer::Raised {
+            is_new: alarm::raise(store, *alarm, *by)?,
+            revision: store.revision(),
+        }),
+        Command::Clear(alarm) => Ok(Answer::Cleared {
+            was_there: alarm::clear(store, *alarm),
+            revision: store.revision(),
+        }),
+        Command::ClearOwn => Ok(Answer::Cleared {
+            was_there: quota::clear(store),
+            revision: store.revision(),
+        }),
     }
 }
 
@@ -171,6 +185,7 @@ mod tests {
             flush_bytes: 64 << 20,
             segment_bytes: 64 << 10,
             reserve_bytes: 0,
+            quota_bytes: None,
         };
         let identity = Identity {
             cluster_id: 1,

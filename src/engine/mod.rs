@@ -1,20 +1,22 @@
 //! The engine: the writer and the background thread, behind calls that can be awaited.
 //!
 //! ```text
-//! put, delete_range, txn, compact, grant, revoke ─► queue  ─► writer ─► answer
-//! range, read_txn                                ─► view   ─► answer      never the queue
-//! keep_alive, time_to_live, leases               ─► leases ─► answer      never the queue
+//! put, delete_range, txn, compact, grant, revoke, raise, clear ─► queue  ─► writer ─► answer
+//! range, read_txn                                              ─► view   ─► answer      never the queue
+//! keep_alive, time_to_live, leases                             ─► leases ─► answer      never the queue
 //! ```
 //! Async ends here: below are plain functions, and threads of their own. A read runs on the
 //! caller's thread while it is short and what it needs is likely in memory; otherwise on one of a
 //! few threads for reads.
 
+pub mod alarm;
 mod background;
 pub mod command;
 pub mod compactor;
 mod judge;
 mod leases;
 mod queue;
+pub mod quota;
 pub mod replies;
 pub mod snapshots;
 mod upkeep;
@@ -78,6 +80,9 @@ pub struct Engine {
     leases: Arc<Leases>,
     identity: Identity,
     term: u64,
+    quota_bytes: Option<u64>,
+    /// Held by the one who raises the alarm of the quota.
+    raising: tokio::sync::Mutex<()>,
     counts: Counts,
     read_threads: Arc<Semaphore>,
     watch_threads: Arc<Semaphore>,
@@ -129,6 +134,8 @@ impl Engine {
             leases: Arc::clone(&leases),
             identity: store.identity().clone(),
             term: store.term(),
+            quota_bytes: settings.quota_bytes,
+            raising: tokio::sync::Mutex::default(),
             counts: Counts::default(),
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             watch_threads: Arc::new(Semaphore::new(WATCH_THREADS)),

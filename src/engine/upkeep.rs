@@ -1,5 +1,5 @@
-//! What the writer asks itself, for the leases: to expire what has run out, and now and then to keep
-//! signs of life for the next start.
+//! What the writer asks itself: to expire leases that have run out, now and then to keep signs of
+//! life for the next start, and to clear the alarm of the quota once there is room.
 //!
 //! Its commands wait in the queue behind what waits there, one of each kind at most, so that
 //! thousands of leases that end at once hold nobody up.
@@ -7,9 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::info;
+
 use super::command::{Answer, Command, Expire};
+use super::quota;
 use crate::lease::Leases;
 use crate::mvcc::Error;
+use crate::storage::store::Store;
 
 /// Leases that end within this time are removed together.
 const TICK_MILLIS: u64 = 100;
@@ -28,6 +32,7 @@ const KEEP_PAUSE_MILLIS_MAX: u64 = 60_000;
 pub struct Upkeep {
     leases: Arc<Leases>,
     expire_from: u64,
+    clear_from: u64,
     keep_at: u64,
     keep_pause: u64,
     /// More signs of life wait to be kept.
@@ -39,6 +44,7 @@ impl Upkeep {
     pub fn new(leases: Arc<Leases>) -> Upkeep {
         Upkeep {
             expire_from: 0,
+            clear_from: 0,
             keep_at: leases.now_millis() + KEEP_PAUSE_MILLIS_MIN,
             keep_pause: KEEP_PAUSE_MILLIS_MIN,
             more: false,
@@ -47,13 +53,19 @@ impl Upkeep {
     }
 
     /// What is to be asked now.
-    pub fn due(&self) -> impl Iterator<Item = Command> {
+    pub fn due(&self, store: &Store) -> impl Iterator<Item = Command> + use<> {
         let now = self.leases.now_millis();
         let first = self.leases.first_deadline();
         let expire = first.is_some_and(|first| first.max(self.expire_from) <= now);
         let keep = first.is_some() && self.keep_at <= now;
-        let expire = expire.then_some(Command::Expire(Expire::Next));
-        expire.into_iter().chain(keep.then_some(Command::KeepSigns))
+        let clear = self.clear_from <= now && quota::is_over(store);
+        [
+            expire.then_some(Command::Expire(Expire::Next)),
+            keep.then_some(Command::KeepSigns),
+            clear.then_some(Command::ClearOwn),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// How long nothing is to be asked, but `patience` at most.
@@ -85,6 +97,10 @@ impl Upkeep {
                 self.keep_pause = (2 * self.keep_pause).min(KEEP_PAUSE_MILLIS_MAX);
             }
             (Command::KeepSigns, Err(_)) => self.keep_at = now + RETRY_MILLIS,
+            (Command::ClearOwn, Ok(Answer::Cleared { was_there, .. })) if *was_there => {
+                info!("there is room under the quota again: cleared the alarm NOSPACE");
+            }
+            (Command::ClearOwn, _) => self.clear_from = now + RETRY_MILLIS,
             _ => {}
         }
     }

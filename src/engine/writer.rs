@@ -25,6 +25,7 @@ use super::command::{Answer, Asked, Command, Reply};
 use super::compactor::Compactor;
 use super::judge::judge;
 use super::queue::{Queue, Taken};
+use super::quota;
 use super::replies;
 use super::upkeep::Upkeep;
 use crate::clock::Clock;
@@ -90,7 +91,7 @@ impl Writer {
     pub fn run(mut self) -> Result<(), storage::Error> {
         loop {
             self.await_the_disk();
-            let upkeep = self.upkeep.due().map(Asked::by_the_writer);
+            let upkeep = self.upkeep.due(&self.store).map(Asked::by_the_writer);
             for asked in upkeep.chain(self.compactor.due(self.store.revision())) {
                 // A queue that is closed takes no more.
                 let _ = self.queue.push(asked);
@@ -241,8 +242,9 @@ impl Writer {
     fn seal_if_due(&mut self) {
         let now = self.clock.monotonic_millis();
         let aged = now - self.sealed_millis >= FLUSH_AGE_MILLIS && self.store.has_unsettled();
+        let wanted = self.seal_wanted || quota::wants_a_flush(&self.store);
         // The thread shows what it has flushed before it is done with it.
-        if (self.store.is_due() || self.seal_wanted || aged)
+        if (self.store.is_due() || wanted || aged)
             && !self.background.is_flushing()
             && let Some(sealed) = self.store.seal()
         {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::status;
 use crate::engine::TimeToLive;
+use crate::engine::alarm::{Alarm, Kind};
 use crate::engine::command::Granted;
 use crate::mvcc::Error;
 use crate::mvcc::overlap;
@@ -234,6 +235,37 @@ pub fn answer(answer: Answer, origin: Origin) -> pb::WatchResponse {
             ..Default::default()
         },
         Answer::Events { .. } => unreachable!("events are written as they lie"),
+    }
+}
+
+/// An alarm; `None` is of no kind, or of one that does not exist.
+pub fn alarm(member: u64, kind: i32) -> Option<Alarm> {
+    let kind = match pb::AlarmType::try_from(kind) {
+        Ok(pb::AlarmType::Nospace) => Kind::NoSpace,
+        Ok(pb::AlarmType::Corrupt) => Kind::Corrupt,
+        Ok(pb::AlarmType::None) | Err(_) => return None,
+    };
+    Some(Alarm { member, kind })
+}
+
+/// An alarm, answered.
+pub fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
+    let kind = match alarm.kind {
+        Kind::NoSpace => pb::AlarmType::Nospace,
+        Kind::Corrupt => pb::AlarmType::Corrupt,
+    };
+    pb::AlarmMember {
+        member_id: alarm.member,
+        alarm: kind.into(),
+    }
+}
+
+/// An alarm as Status tells it: protobuf's text, which leaves out what is 0.
+pub fn alarm_text(alarm: Alarm) -> String {
+    let kind = alarm_member(alarm).alarm().as_str_name();
+    match alarm.member {
+        0 => format!("alarm:{kind}"),
+        member => format!("memberID:{member} alarm:{kind}"),
     }
 }
 

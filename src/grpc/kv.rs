@@ -43,7 +43,7 @@ impl Kv for KvService {
     ) -> Result<Response<pb::PutResponse>, Status> {
         let request = request.into_inner();
         let size = request.encoded_len();
-        self.0.check_quota(put_cost(&request))?;
+        self.0.engine.check_quota(put_cost(&request)).await?;
         let put = convert::put(request)?;
         self.0.check_size(size)?;
         let written = self.0.engine.put(put).await?;
@@ -70,7 +70,7 @@ impl Kv for KvService {
     ) -> Result<Response<pb::TxnResponse>, Status> {
         let request = request.into_inner();
         let size = request.encoded_len();
-        self.0.check_quota(txn_cost(&request))?;
+        self.0.engine.check_quota(txn_cost(&request)).await?;
         let txn = convert::txn(request, self.0.txn_ops_max)?;
         if !txn.is_read_only() {
             self.0.check_size(size)?;

@@ -28,7 +28,7 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         let request = request.into_inner();
-        self.0.check_quota(GRANT_COST)?;
+        self.0.engine.check_quota(GRANT_COST).await?;
         let granted = self.0.engine.grant(request.id, request.ttl).await?;
         let header = self.0.header(granted.revision);
         Ok(Response::new(convert::granted(granted, header)))
@@ -96,7 +96,12 @@ async fn keep_alive(
     answers: &mpsc::Sender<Result<pb::LeaseKeepAliveResponse, Status>>,
 ) -> Result<(), Status> {
     while let Some(request) = requests.message().await? {
-        let kept = context.engine.keep_alive(request.id).await?;
+        let kept = tokio::select! {
+            biased;
+            kept = context.engine.keep_alive(request.id) => kept?,
+            // It can take long: see there.
+            () = answers.closed() => break,
+        };
         let answer = pb::LeaseKeepAliveResponse {
             header: Some(context.header(kept.revision)),
             id: request.id,

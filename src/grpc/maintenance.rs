@@ -6,10 +6,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, not_built};
+use super::{Context, convert, not_built};
 use crate::config::ETCD_VERSION;
+use crate::engine::alarm::{self, Alarm};
+use crate::engine::quota;
 use crate::mvcc::Error;
 use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::snapshot::STORAGE_VERSION;
 
@@ -30,7 +33,7 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let view = self.0.engine.view();
         let header = self.0.header(view.revision);
-        let size = self.0.data_bytes() as i64;
+        let size = quota::used_bytes(&view) as i64;
         Ok(Response::new(pb::StatusResponse {
             version: ETCD_VERSION.into(),
             db_size: size,
@@ -39,27 +42,60 @@ impl Maintenance for MaintenanceService {
             raft_index: view.index,
             raft_applied_index: view.index,
             raft_term: header.raft_term,
-            errors: Vec::new(),
+            errors: alarm::raised(&view.small)
+                .map(convert::alarm_text)
+                .collect(),
             is_learner: false,
             storage_version: STORAGE_VERSION.into(),
-            db_size_quota: self.0.quota_reported(),
+            db_size_quota: self.0.quota_bytes,
             downgrade_info: Some(pb::DowngradeInfo::default()),
             header: Some(header),
         }))
     }
 
-    /// There is none to list, and none can be raised yet.
+    /// As etcd: an alarm of no kind is neither raised nor cleared, and of a kind that does not exist
+    /// there is none (script `alarm`). Other than etcd we do not raise such a one, which would mean
+    /// nothing, and do not die of an action that is none.
     async fn alarm(
         &self,
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
-        if request.into_inner().action() != pb::alarm_request::AlarmAction::Get {
-            return not_built("raising or clearing an alarm");
-        }
-        let revision = self.0.engine.view().revision;
+        let request = request.into_inner();
+        let alarm = convert::alarm(request.member_id, request.alarm);
+        let (alarms, revision) = match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => {
+                let view = self.0.engine.view();
+                let is_asked = |raised: &Alarm| {
+                    request.alarm == 0 || alarm.is_some_and(|alarm| alarm.kind == raised.kind)
+                };
+                let alarms = alarm::raised(&view.small).filter(is_asked).collect();
+                (alarms, view.revision)
+            }
+            Ok(AlarmAction::Activate) => match alarm {
+                Some(alarm) => (vec![alarm], self.0.engine.raise(alarm).await?),
+                None if request.alarm == 0 => (Vec::new(), self.0.engine.view().revision),
+                None => {
+                    let kind = request.alarm;
+                    let text = format!("there is no kind {kind} of alarms");
+                    return Err(Status::invalid_argument(text));
+                }
+            },
+            Ok(AlarmAction::Deactivate) => match alarm {
+                Some(alarm) => {
+                    let (was_there, revision) = self.0.engine.clear(alarm).await?;
+                    (Vec::from_iter(was_there.then_some(alarm)), revision)
+                }
+                None => (Vec::new(), self.0.engine.view().revision),
+            },
+            Err(_) => {
+                let action = request.action;
+                let text = format!("there is no action {action} on alarms");
+                return Err(Status::invalid_argument(text));
+            }
+        };
         Ok(Response::new(pb::AlarmResponse {
             header: Some(self.0.header(revision)),
-            alarms: Vec::new(),
+            alarms: alarms.into_iter().map(convert::alarm_member).collect(),
         }))
     }
 

@@ -28,7 +28,7 @@ pub struct Context {
     pub txn_ops_max: usize,
     /// Most bytes of a request that is logged.
     pub request_bytes_max: usize,
-    /// Most bytes of data; below 0 is no quota, 0 is etcd's default.
+    /// Most bytes of data, as Status tells; below 0 is no quota.
     pub quota_bytes: i64,
     /// The member's name.
     pub name: String,
@@ -37,12 +37,6 @@ pub struct Context {
     /// Turns true when the server stops: streams that have no end of their own end then.
     pub stopping: Receiver<bool>,
 }
-
-/// etcd's quota where none is set.
-const QUOTA_BYTES_DEFAULT: i64 = 2 << 30;
-
-/// What an empty store reports as its size: that of an empty etcd, five pages.
-const EMPTY_BYTES: u64 = 20_480;
 
 /// Bytes that etcd wraps around a request in its log; a request may be that much smaller than the
 /// limit, give or take the one byte by which etcd's own varies.
@@ -91,35 +85,6 @@ impl Context {
             peer_urls: identity.peer_urls.clone(),
             client_urls: self.client_urls.clone(),
             term: self.engine.term(),
-        }
-    }
-
-    /// The quota in force; `None` is no quota.
-    pub fn quota(&self) -> Option<u64> {
-        match self.quota_bytes {
-            0 => Some(QUOTA_BYTES_DEFAULT as u64),
-            set => u64::try_from(set).ok(),
-        }
-    }
-
-    /// The quota as Status reports it.
-    pub fn quota_reported(&self) -> i64 {
-        match self.quota_bytes {
-            0 => QUOTA_BYTES_DEFAULT,
-            set => set,
-        }
-    }
-
-    /// Size of the data, in bytes: our own sum over all rows, since files grow by doubling.
-    pub fn data_bytes(&self) -> u64 {
-        EMPTY_BYTES + self.engine.view().data_bytes()
-    }
-
-    /// Refuses what would pass the quota. What adds nothing always passes.
-    pub fn check_quota(&self, cost: u64) -> Result<(), Error> {
-        match self.quota() {
-            Some(quota) if cost > 0 && self.data_bytes() + cost >= quota => Err(Error::NoSpace),
-            _ => Ok(()),
         }
     }
 

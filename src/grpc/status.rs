@@ -46,6 +46,8 @@ impl From<Error> for Status {
                 Code::ResourceExhausted,
                 "etcdserver: mvcc: database space exceeded",
             ),
+            Error::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
+            Error::TooManyAlarms => (Code::ResourceExhausted, "etcdserver: too many requests"),
             Error::Stopped | Error::Storage(_) => (Code::Unavailable, "etcdserver: server stopped"),
         };
         Status::new(code, text)

@@ -59,9 +59,15 @@ pub enum Error {
     /// The request is larger than the log takes.
     #[error("the request is too large")]
     RequestTooLarge,
-    /// Adding this would pass the quota, or the disk is full.
+    /// Adding this would pass the quota, the alarm of that is raised, or the disk is full.
     #[error("there is no space")]
     NoSpace,
+    /// The alarm is raised that the data are not what they should be: nothing is changed.
+    #[error("the data are said to be corrupt")]
+    Corrupt,
+    /// There are as many alarms as there may be.
+    #[error("there are too many alarms")]
+    TooManyAlarms,
     /// The store stops.
     #[error("the store stops")]
     Stopped,

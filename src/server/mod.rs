@@ -235,6 +235,7 @@ fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
         flush_bytes: config.flush_bytes as usize,
         segment_bytes: config.log_segment_bytes,
         reserve_bytes: config.disk_reserve_bytes,
+        quota_bytes: config.quota_bytes(),
     };
     let identity = Identity {
         cluster_id: config.cluster_id(),
@@ -288,7 +289,7 @@ async fn serve(
         engine: Arc::clone(&engine),
         txn_ops_max: config.max_txn_ops,
         request_bytes_max: config.max_request_bytes,
-        quota_bytes: config.quota_backend_bytes,
+        quota_bytes: config.quota_reported(),
         name: config.name.clone(),
         client_urls: config.advertise_client_urls.clone(),
         stopping: stopping.clone(),

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{Error, STORAGE_VERSION};
 use crate::mvcc::history::{self, Key, stays};
 use crate::storage::revision::Revision;
+use crate::storage::small;
 use crate::storage::varint;
 use crate::storage::view::View;
 
@@ -61,13 +62,21 @@ pub fn buckets(view: &View, member: &Member) -> Vec<Bucket> {
         rows: Rows::Few(rows),
     };
     let row = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
+    let copied = |bucket: small::Bucket| {
+        let rows = view.small.rows(bucket);
+        let rows = rows.map(|(key, value)| (key.to_vec(), value.to_vec()));
+        few(bucket.name(), rows.collect())
+    };
+    // What we keep in an alarm's value is nothing to others.
+    let alarms = view.small.rows(small::Bucket::Alarm);
+    let alarms = alarms.map(|(key, _)| (key.to_vec(), Vec::new()));
     let id = format!("{:x}", member.id);
     let downgrade = json!({"target-version": "", "enabled": false}).to_string();
     vec![
-        few("alarm", BTreeMap::new()),
-        few("auth", BTreeMap::new()),
-        few("authRoles", BTreeMap::new()),
-        few("authUsers", BTreeMap::new()),
+        few(small::Bucket::Alarm.name(), alarms.collect()),
+        copied(small::Bucket::Auth),
+        copied(small::Bucket::AuthRoles),
+        copied(small::Bucket::AuthUsers),
         few(
             "cluster",
             BTreeMap::from([

@@ -49,6 +49,8 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// Room kept in the data folder for a full disk, in bytes.
     pub reserve_bytes: u64,
+    /// Most bytes of data, which the engine sees to; `None` is no limit.
+    pub quota_bytes: Option<u64>,
 }
 
 /// Who the store is; fixed when it is made.
@@ -111,6 +113,7 @@ pub struct Store {
     space: Arc<Space>,
     identity: Identity,
     flush_bytes: usize,
+    quota_bytes: Option<u64>,
     /// The newest state, this batch included.
     view: View,
     decided: Progress,
@@ -166,6 +169,7 @@ impl Store {
             space,
             identity: Identity::of(&meta),
             flush_bytes: settings.flush_bytes,
+            quota_bytes: settings.quota_bytes,
             view,
             decided,
             committed: decided,
@@ -196,6 +200,11 @@ impl Store {
     /// Who the store is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Most bytes of data; `None` is no limit.
+    pub fn quota_bytes(&self) -> Option<u64> {
+        self.quota_bytes
     }
 
     /// How often it was opened: etcd's raft term.

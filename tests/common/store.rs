@@ -13,6 +13,7 @@ use std::thread;
 
 use bytes::Bytes;
 use metastore::clock::Clock;
+use metastore::engine::alarm::{self, Alarm};
 use metastore::engine::command::Granted;
 use metastore::engine::{Compaction, Engine, KeptAlive, TimeToLive};
 use metastore::grpc::Context;
@@ -78,6 +79,7 @@ pub(crate) struct TestStore {
     compaction: Compaction,
     /// In microseconds, from life to life.
     time: Arc<AtomicU64>,
+    quota_bytes: Option<u64>,
 }
 
 struct Running {
@@ -88,17 +90,27 @@ struct Running {
 impl TestStore {
     /// A store that nothing was ever written to.
     pub(crate) fn new() -> TestStore {
-        TestStore::compacting(Compaction::default())
+        TestStore::with(Compaction::default(), None)
     }
 
     /// One that compacts by itself.
     pub(crate) fn compacting(compaction: Compaction) -> TestStore {
+        TestStore::with(compaction, None)
+    }
+
+    /// One with a quota.
+    pub(crate) fn with_quota(quota_bytes: u64) -> TestStore {
+        TestStore::with(Compaction::default(), Some(quota_bytes))
+    }
+
+    fn with(compaction: Compaction, quota_bytes: Option<u64>) -> TestStore {
         let folders = TempDir::new().expect("a folder for the test can be made");
         let runtime = Builder::new_current_thread().enable_all().build();
         let mut store = TestStore {
             running: None,
             compaction,
             time: Arc::new(AtomicU64::new(1_000_000)),
+            quota_bytes,
             folders,
             runtime: runtime.expect("a runtime can be built"),
         };
@@ -115,6 +127,7 @@ impl TestStore {
             flush_bytes: 16 * KIB,
             segment_bytes: 64 * KIB as u64,
             reserve_bytes: 64 * KIB as u64,
+            quota_bytes: self.quota_bytes,
         };
         let identity = Identity {
             cluster_id: 1,
@@ -169,6 +182,33 @@ impl TestStore {
     pub(crate) fn compact(&self, revision: i64, physical: bool) -> Result<u64, Error> {
         self.runtime
             .block_on(self.engine().compact(revision, physical))
+    }
+
+    /// Refuses what would pass the quota.
+    pub(crate) fn check_quota(&self, cost: u64) -> Result<(), Error> {
+        self.runtime.block_on(self.engine().check_quota(cost))
+    }
+
+    /// Raises an alarm.
+    pub(crate) fn raise(&self, alarm: Alarm) {
+        let raised = self.runtime.block_on(self.engine().raise(alarm));
+        raised.expect("it can be raised");
+    }
+
+    /// Clears an alarm; whether it was there.
+    pub(crate) fn clear(&self, alarm: Alarm) -> Result<bool, Error> {
+        let cleared = self.runtime.block_on(self.engine().clear(alarm));
+        cleared.map(|(was_there, _)| was_there)
+    }
+
+    /// All alarms that are raised.
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        alarm::raised(&self.view().small).collect()
+    }
+
+    /// Lets a plain function wait.
+    pub(crate) fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
     }
 
     /// Grants a lease.
@@ -264,6 +304,12 @@ impl TestStore {
             }
             Ok(parts)
         })
+    }
+
+    /// The same, with another quota.
+    pub(crate) fn restart_with_quota(&mut self, quota_bytes: Option<u64>) {
+        self.quota_bytes = quota_bytes;
+        self.restart();
     }
 
     /// Stops the store in good order and opens it again.

@@ -13,6 +13,8 @@ use metastore::storage::key_range::KeyRange;
 const KEYS: u64 = 8;
 const LEASES: u64 = 6;
 
+const ALARMS: u64 = 3;
+
 /// Longer than any test takes, in seconds.
 pub const TTL_SECS: i64 = 1_000_000;
 
@@ -29,6 +31,9 @@ pub enum Ask {
     /// For longer than any test takes.
     Grant(i64),
     Revoke(i64),
+    /// The alarm that there is no space, of a member of this id.
+    Raise(u64),
+    Clear(u64),
 }
 
 /// A key as it stands at a revision.
@@ -53,8 +58,12 @@ pub struct Model {
     pub places: Vec<Place>,
     /// After so many steps: the leases that there are.
     pub leases: Vec<BTreeSet<i64>>,
+    /// After so many steps: the members with an alarm.
+    pub alarms: Vec<BTreeSet<u64>>,
     /// At each revision, from 0 on.
     pub pairs: Vec<Pairs>,
+    /// Whether steps raise alarms; while there is any, no step adds data.
+    raises: bool,
 }
 
 impl Model {
@@ -62,7 +71,17 @@ impl Model {
         Model {
             places: vec![(1, None)],
             leases: vec![BTreeSet::new()],
+            alarms: vec![BTreeSet::new()],
             pairs: vec![Pairs::new(), Pairs::new()],
+            raises: false,
+        }
+    }
+
+    /// One whose steps raise alarms now and then.
+    pub fn with_alarms() -> Model {
+        Model {
+            raises: true,
+            ..Model::new()
         }
     }
 
@@ -80,6 +99,7 @@ impl Model {
     pub fn truncate(&mut self, steps: usize) {
         self.places.truncate(steps + 1);
         self.leases.truncate(steps + 1);
+        self.alarms.truncate(steps + 1);
         self.pairs.truncate(self.place().0 as usize + 1);
     }
 
@@ -87,7 +107,12 @@ impl Model {
     pub fn step(&mut self, random: &mut SplitMix) -> Ask {
         let (revision, floor) = self.place();
         let oldest = floor.map_or(1, |floor| floor + 1);
+        let alarms = &self.alarms[self.steps()];
+        let member = 1 + random.below(ALARMS);
         let ask = match random.below(26) {
+            0 if self.raises && !alarms.contains(&member) => Ask::Raise(member),
+            0..16 if alarms.contains(&member) => Ask::Clear(member),
+            _ if !alarms.is_empty() => Ask::Delete(any_delete(random)),
             20..=21 => self.any_lease_step(random),
             22..=25 => Ask::Put(Put {
                 lease: self.any_lease(random).unwrap_or(0),
@@ -128,6 +153,7 @@ impl Model {
         let (newest, mut floor) = self.place();
         let mut pairs = self.pairs[newest as usize].clone();
         let mut leases = self.leases[self.steps()].clone();
+        let mut alarms = self.alarms[self.steps()].clone();
         let main = newest + 1;
         let changed = match ask {
             Ask::Put(request) => put(&mut pairs, main, request),
@@ -159,11 +185,20 @@ impl Model {
                 pairs.retain(|_, pair| pair.lease != *id);
                 pairs.len() < before
             }
+            Ask::Raise(member) => {
+                assert!(alarms.insert(*member), "it was not raised");
+                false
+            }
+            Ask::Clear(member) => {
+                assert!(alarms.remove(member), "it was raised");
+                false
+            }
         };
         if changed {
             self.pairs.push(pairs);
         }
         self.leases.push(leases);
+        self.alarms.push(alarms);
         self.places.push((newest + u64::from(changed), floor));
     }
 }

@@ -22,6 +22,9 @@ use super::request::{Error, Words};
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
+/// What is left of a lease that should have been removed some time ago.
+const OVERDUE_SECS: i64 = -2;
+
 /// How many seconds a machine under load may be late.
 const LATE_SECS_MAX: i64 = 3;
 
@@ -39,6 +42,7 @@ pub(crate) async fn run(
         "ttl" => ttl(&mut client, words).await,
         "leases" => leases(&mut client, words).await,
         "ended" => ended(&mut client, words).await,
+        "overdue" => overdue(&mut client, words).await,
         _ => return None,
     })
 }
@@ -159,4 +163,27 @@ async fn ended(client: &mut Client, words: Words<'_>) -> Result<String, Error> {
         }
     }
     Ok(said)
+}
+
+/// Waits until the lease should have been removed, and is not.
+async fn overdue(client: &mut Client, mut words: Words<'_>) -> Result<String, Error> {
+    let request = LeaseTimeToLiveRequest {
+        id: words.first("the id")?.parse()?,
+        keys: false,
+    };
+    let request = words.done(request)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = look(client, request).await?;
+        if answer.granted_ttl == 0 {
+            return Err("the lease is gone".into());
+        }
+        if answer.ttl <= OVERDUE_SECS {
+            return Ok(answer::header(answer.header.as_ref()));
+        }
+        if Instant::now() > deadline {
+            return Err("the lease does not run out".into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
