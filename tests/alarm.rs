@@ -267,19 +267,14 @@ fn leases_end_when_the_alarm_is_cleared() {
     assert_eq!(store.leases().expect("a list"), [2]);
 }
 
-/// In what others get to see, an alarm is a row as etcd writes it, whoever has raised it.
+/// In what others get to see, an alarm is a row as etcd writes it, whoever has raised it; and the
+/// member's peer URLs are those that it was told last.
 #[test]
-fn snapshots_tell_of_alarms_as_etcd_does() {
-    let store = TestStore::with_quota(QUOTA_BYTES);
+fn snapshots_tell_of_alarms_and_members_as_etcd_does() {
+    let mut store = TestStore::with_quota(QUOTA_BYTES);
     let member = |store: &TestStore| {
         let engine = store.engine();
-        Member {
-            id: engine.identity().member_id,
-            name: String::new(),
-            peer_urls: Vec::new(),
-            client_urls: Vec::new(),
-            term: engine.term(),
-        }
+        Member::of(&store.view(), engine.identity(), engine.term())
     };
     let hash = |store: &TestStore| {
         let hash = store.wait_for(store.engine().hash(member(store)));
@@ -293,4 +288,15 @@ fn snapshots_tell_of_alarms_as_etcd_does() {
     assert_eq!(hash(&store), by_the_server);
     store.clear(OWN).expect("it can be cleared");
     assert_eq!(hash(&store), without);
+
+    assert_eq!(member(&store).peer_urls, ["http://localhost:2380"]);
+    for urls in [&["http://a:1", "http://b:2"][..], &[], &["what\"ever"]] {
+        let urls: Vec<String> = urls.iter().map(|url| url.to_string()).collect();
+        let updated = store.engine().update_member(urls.clone());
+        store.wait_for(updated).expect("it is kept");
+        assert_eq!(member(&store).peer_urls, urls);
+        assert_ne!(hash(&store), without);
+        store.crash();
+        assert_eq!(member(&store).peer_urls, urls);
+    }
 }

@@ -18,6 +18,8 @@
 //! hashkv [rev=N]                     the hash of history
 //! status, members                    what the node says of itself
 //! alarm get [none|nospace|corrupt|N], alarm activate|deactivate TYPE [member=ID]     the node's own alarm if not said
+//! member list, member add URL ... [learner], member update ID URL ..., member remove ID, member promote ID
+//! move_leader ID, downgrade validate|enable|cancel|N [VERSION]     an id may be `self`, a peer URL `own`
 //! watch STREAM ...                   sends on a watch stream, which is opened by its first request:
 //!     create KEY [prefix | from_key | end=KEY] [rev=N] [id=N] [filter=noput|nodelete|N]... [prev_kv] [fragment]
 //!         [progress_notify] [nowait]
@@ -91,9 +93,9 @@ macro_rules! scripts {
 }
 
 scripts! {
-    alarm alarm_corrupt alarm_nospace alarm_restart compact compact_restart delete empty_keys error_order flags
+    alarm alarm_corrupt alarm_nospace alarm_restart compact compact_restart delete downgrade empty_keys error_order flags
     lease_attach lease_expiry lease_grant lease_keep_alive lease_restart lease_revoke lease_txn
-    hash hash_compact limits put put_ignore quota
+    hash hash_compact limits member move_leader put put_ignore quota
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream
     revisions status stream_errors stream_pinned
     txn_branches txn_checks txn_compare txn_headers txn_nested txn_overlap txn_revisions unknown_enums

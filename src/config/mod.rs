@@ -32,10 +32,13 @@ use std::time::Duration;
 use settings::{Asked, Known, Settings};
 
 pub use tools::{SaveFrom, Tool};
-pub use url::{ListenAddress, ListenUrl};
+pub use url::{ListenAddress, ListenUrl, peer_urls};
 
 /// The version of etcd that we are in all that a client can see.
 pub const ETCD_VERSION: &str = "3.7.3";
+
+/// The version of the cluster: major and minor.
+pub const CLUSTER_VERSION: (u64, u64) = (3, 7);
 
 /// What the command line asks for.
 #[derive(Debug)]

@@ -53,6 +53,15 @@ pub(super) fn list<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<Url>,
     Ok(urls)
 }
 
+/// The texts of peer URLs that a client gives, as etcd would keep them; refused as etcd refuses them.
+pub fn peer_urls(given: &[String]) -> Result<Vec<String>, String> {
+    if given.is_empty() {
+        return Err("no valid URLs given".into());
+    }
+    let urls = list(given.iter().map(String::as_str))?;
+    Ok(texts(&urls))
+}
+
 /// The texts of a list.
 pub(super) fn texts(urls: &[Url]) -> Vec<String> {
     urls.iter().map(|url| url.text.clone()).collect()

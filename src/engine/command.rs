@@ -43,6 +43,8 @@ pub enum Command {
     Clear(Alarm),
     /// Clear the alarm that the server has raised, if there is room again.
     ClearOwn,
+    /// Keep these as the member's peer URLs.
+    UpdateMember(Vec<String>),
 }
 
 /// Which leases that have run out are removed.
@@ -90,6 +92,8 @@ pub enum Answer {
         /// The newest revision.
         revision: u64,
     },
+    /// Of [`Command::UpdateMember`].
+    UpdatedMember,
 }
 
 /// A lease as it was granted.
@@ -107,7 +111,10 @@ impl Command {
     /// Whether it can add data, and so is refused on a full disk.
     pub fn adds(&self) -> bool {
         match self {
-            Command::Put(_) | Command::Grant { .. } | Command::KeepSigns => true,
+            Command::Put(_)
+            | Command::Grant { .. }
+            | Command::KeepSigns
+            | Command::UpdateMember(_) => true,
             Command::Txn(txn) => txn.can_put(),
             Command::DeleteRange(_)
             | Command::Compact { .. }
@@ -129,9 +136,11 @@ impl Command {
             | Command::Grant { .. }
             | Command::Revoke(_)
             | Command::Expire(_) => true,
-            Command::KeepSigns | Command::Raise(..) | Command::Clear(_) | Command::ClearOwn => {
-                false
-            }
+            Command::KeepSigns
+            | Command::Raise(..)
+            | Command::Clear(_)
+            | Command::ClearOwn
+            | Command::UpdateMember(_) => false,
         }
     }
 }

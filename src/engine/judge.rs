@@ -8,8 +8,10 @@ use crate::lease::pending::{Pending, Signs};
 use crate::mvcc::Error;
 use crate::mvcc::txn::{self, check_put};
 use crate::mvcc::write_txn::{Detached, WriteTxn};
+use crate::snapshot::contents;
 use crate::storage::log;
 use crate::storage::row::Stamp;
+use crate::storage::small::Bucket;
 use crate::storage::store::Store;
 
 /// Most leases that one command expires, and keys of theirs, and bytes in the log, after which it
@@ -104,6 +106,12 @@ pub fn judge(
             was_there: quota::clear(store),
             revision: store.revision(),
         }),
+        Command::UpdateMember(peer_urls) => {
+            let (key, value) = contents::member_row(store.identity().member_id, peer_urls);
+            store.set_small(Bucket::Members, &key, Some(&value));
+            store.count_command();
+            Ok(Answer::UpdatedMember)
+        }
     }
 }
 

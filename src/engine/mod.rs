@@ -273,6 +273,15 @@ impl Engine {
         }
     }
 
+    /// Keeps the member's peer URLs, whatever they are.
+    pub async fn update_member(&self, peer_urls: Vec<String>) -> Result<(), Error> {
+        let bytes = peer_urls.iter().map(String::len).sum();
+        match self.ask(Command::UpdateMember(peer_urls), bytes).await? {
+            Answer::UpdatedMember => Ok(()),
+            _ => unreachable!("an update is answered as an update"),
+        }
+    }
+
     async fn ask(&self, command: Command, bytes: usize) -> Result<Answer, Error> {
         let units = (1 + bytes / UNIT_BYTES).min(ROOM_UNITS);
         let room = Arc::clone(&self.queue.room);

@@ -1,10 +1,15 @@
 //! The Cluster service: a cluster of one.
+//!
+//! As etcd: answers about members name no revision (script `member`).
 
 use std::sync::Arc;
 
+use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Context, not_built};
+use super::Context;
+use super::status::Refused;
+use crate::config;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::cluster_server::Cluster;
 
@@ -12,52 +17,83 @@ use crate::proto::etcdserverpb::cluster_server::Cluster;
 #[derive(Debug, Clone)]
 pub struct ClusterService(pub Arc<Context>);
 
+impl ClusterService {
+    fn is_ours(&self, id: u64) -> bool {
+        id == self.0.engine.identity().member_id
+    }
+
+    fn members(&self) -> Vec<pb::Member> {
+        let member = self.0.member();
+        vec![pb::Member {
+            id: member.id,
+            name: member.name,
+            peer_ur_ls: member.peer_urls,
+            client_ur_ls: member.client_urls,
+            is_learner: false,
+        }]
+    }
+}
+
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn member_list(
         &self,
         _: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let identity = self.0.engine.identity();
-        // As etcd: answers about members name no revision.
-        let header = self.0.header(0);
         Ok(Response::new(pb::MemberListResponse {
-            header: Some(header),
-            members: vec![pb::Member {
-                id: identity.member_id,
-                name: self.0.name.clone(),
-                peer_ur_ls: identity.peer_urls.clone(),
-                client_ur_ls: self.0.client_urls.clone(),
-                is_learner: false,
-            }],
+            header: Some(self.0.header(0)),
+            members: self.members(),
         }))
     }
 
+    /// Refused in the end: there is no way to serve with a second member.
     async fn member_add(
         &self,
-        _: Request<pb::MemberAddRequest>,
+        request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        not_built("MemberAdd")
+        let urls = config::peer_urls(&request.into_inner().peer_ur_ls);
+        let urls = urls.map_err(|_| Refused::BadUrls)?;
+        let ours = self.0.member().peer_urls;
+        if urls.iter().any(|url| ours.contains(url)) {
+            return Err(Refused::UrlExists.into());
+        }
+        Err(Refused::NotEnoughStarted.into())
     }
 
     async fn member_remove(
         &self,
-        _: Request<pb::MemberRemoveRequest>,
+        request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        not_built("MemberRemove")
+        match self.is_ours(request.into_inner().id) {
+            true => Err(Refused::NotEnoughStarted.into()),
+            false => Err(Refused::NoMember.into()),
+        }
     }
 
+    /// As etcd: whatever the URLs are.
     async fn member_update(
         &self,
-        _: Request<pb::MemberUpdateRequest>,
+        request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        not_built("MemberUpdate")
+        let request = request.into_inner();
+        self.0.check_size(request.encoded_len())?;
+        if !self.is_ours(request.id) {
+            return Err(Refused::NoMember.into());
+        }
+        self.0.engine.update_member(request.peer_ur_ls).await?;
+        Ok(Response::new(pb::MemberUpdateResponse {
+            header: Some(self.0.header(0)),
+            members: self.members(),
+        }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<pb::MemberPromoteRequest>,
+        request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        not_built("MemberPromote")
+        match self.is_ours(request.into_inner().id) {
+            true => Err(Refused::NotALearner.into()),
+            false => Err(Refused::NoMember.into()),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The Maintenance service, as far as it is built.
+//! The Maintenance service; Defragment is not built yet.
 
 use std::sync::Arc;
 
@@ -6,8 +6,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, not_built};
-use crate::config::ETCD_VERSION;
+use super::status::Refused;
+use super::{Context, convert, downgrade};
+use crate::config::{CLUSTER_VERSION, ETCD_VERSION};
 use crate::engine::alarm::{self, Alarm};
 use crate::engine::quota;
 use crate::mvcc::Error;
@@ -103,7 +104,7 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        not_built("Defragment")
+        Err(Status::unimplemented("Defragment is not supported yet"))
     }
 
     async fn hash(
@@ -152,18 +153,28 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(ReceiverStream::new(parts)))
     }
 
+    /// To the one member there is.
     async fn move_leader(
         &self,
-        _: Request<pb::MoveLeaderRequest>,
+        request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        not_built("MoveLeader")
+        if request.into_inner().target_id != self.0.engine.identity().member_id {
+            return Err(Refused::BadTransferee.into());
+        }
+        // As etcd: without a header (script `move_leader`).
+        Ok(Response::new(pb::MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(
         &self,
-        _: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        not_built("Downgrade")
+        downgrade::judge(&request.into_inner())?;
+        let (major, minor) = CLUSTER_VERSION;
+        Ok(Response::new(pb::DowngradeResponse {
+            header: Some(self.0.header(self.0.engine.view().revision)),
+            version: format!("{major}.{minor}"),
+        }))
     }
 }
 

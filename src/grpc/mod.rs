@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod convert;
+mod downgrade;
 pub mod kv;
 pub mod lease;
 pub mod maintenance;
@@ -12,7 +13,7 @@ pub mod watch;
 use std::sync::Arc;
 
 use tokio::sync::watch::Receiver;
-use tonic::{Response, Status};
+use tonic::Response;
 
 use crate::engine::{AnswerRoom, Engine};
 use crate::mvcc::Error;
@@ -42,13 +43,6 @@ pub struct Context {
 /// limit, give or take the one byte by which etcd's own varies.
 const ENVELOPE_BYTES: usize = 18;
 
-/// The answer to a call that is not built yet.
-fn not_built<T>(call: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "{call} is not supported yet"
-    )))
-}
-
 /// An answer that holds its room until it is sent.
 fn held<T>(answer: T, room: AnswerRoom) -> Response<T> {
     let mut response = Response::new(answer);
@@ -76,15 +70,13 @@ impl Context {
         }
     }
 
-    /// The one member, as a snapshot tells of it.
+    /// The one member, as it stands.
     pub fn member(&self) -> Member {
-        let identity = self.engine.identity();
+        let (engine, view) = (&self.engine, self.engine.view());
         Member {
-            id: identity.member_id,
             name: self.name.clone(),
-            peer_urls: identity.peer_urls.clone(),
             client_urls: self.client_urls.clone(),
-            term: self.engine.term(),
+            ..Member::of(&view, engine.identity(), engine.term())
         }
     }
 

@@ -14,6 +14,74 @@ pub fn refusal(refusal: &Refusal) -> &'static str {
     }
 }
 
+/// Why a call about the member, its cluster or its version is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Peer URLs that are none.
+    BadUrls,
+    /// A peer URL that a member has.
+    UrlExists,
+    /// No second member can be had, nor the only one be let go.
+    NotEnoughStarted,
+    /// There is no such member.
+    NoMember,
+    /// The member votes already.
+    NotALearner,
+    /// The lead cannot go there.
+    BadTransferee,
+    /// What is given as a version is none.
+    NoVersion,
+    /// Nobody could go back to that version from this one.
+    NotTheVersionBefore,
+    /// Nobody can go back to another version from ours.
+    NoWayBack,
+    /// A number that names nothing to do with a downgrade.
+    UnknownMethod,
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Status {
+        let (code, text) = match refused {
+            Refused::BadUrls => (
+                Code::InvalidArgument,
+                "etcdserver: given member URLs are invalid",
+            ),
+            Refused::UrlExists => (
+                Code::FailedPrecondition,
+                "etcdserver: Peer URLs already exists",
+            ),
+            // As etcd: this one goes without its code (script `member`).
+            Refused::NotEnoughStarted => (
+                Code::Unknown,
+                "etcdserver: re-configuration failed due to not enough started members",
+            ),
+            Refused::NoMember => (Code::NotFound, "etcdserver: member not found"),
+            Refused::NotALearner => (
+                Code::FailedPrecondition,
+                "etcdserver: can only promote a learner member",
+            ),
+            Refused::BadTransferee => (
+                Code::FailedPrecondition,
+                "etcdserver: bad leader transferee",
+            ),
+            Refused::NoVersion => (
+                Code::InvalidArgument,
+                "etcdserver: wrong downgrade target version format",
+            ),
+            Refused::NotTheVersionBefore => (
+                Code::InvalidArgument,
+                "etcdserver: invalid downgrade target version",
+            ),
+            Refused::NoWayBack => (
+                Code::FailedPrecondition,
+                "MetaStore cannot be downgraded: its data are those of etcd 3.7",
+            ),
+            Refused::UnknownMethod => (Code::Unknown, "etcdserver: unknown method"),
+        };
+        Status::new(code, text)
+    }
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
         let (code, text) = match error {

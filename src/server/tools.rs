@@ -202,13 +202,7 @@ fn save_stopped(
         cause,
     })?;
     let view = &stopped.view;
-    let member = Member {
-        id: stopped.identity.member_id,
-        name: "default".to_owned(),
-        peer_urls: stopped.identity.peer_urls.clone(),
-        client_urls: Vec::new(),
-        term: stopped.term,
-    };
+    let member = Member::of(view, &stopped.identity, stopped.term);
     let mut out = Counted {
         out: BufWriter::with_capacity(1 << 20, file),
         done: 0,

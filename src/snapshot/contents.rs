@@ -12,6 +12,7 @@ use super::{Error, STORAGE_VERSION};
 use crate::mvcc::history::{self, Key, stays};
 use crate::storage::revision::Revision;
 use crate::storage::small;
+use crate::storage::store::Identity;
 use crate::storage::varint;
 use crate::storage::view::View;
 
@@ -20,7 +21,7 @@ use crate::storage::view::View;
 const LEASE_ID: u8 = 1 << 3;
 const LEASE_TTL: u8 = 2 << 3;
 
-/// What a store does not know of its member.
+/// The one member of a store's cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its id.
@@ -33,6 +34,39 @@ pub struct Member {
     pub client_urls: Vec<String>,
     /// How often the store was opened: etcd's raft term.
     pub term: u64,
+}
+
+impl Member {
+    /// That of a store, as far as a store knows it. Its peer URLs are those that it was told last.
+    pub fn of(view: &View, identity: &Identity, term: u64) -> Member {
+        let id = identity.member_id;
+        Member {
+            id,
+            name: "default".to_owned(),
+            peer_urls: told_peer_urls(view, id).unwrap_or_else(|| identity.peer_urls.clone()),
+            client_urls: Vec::new(),
+            term,
+        }
+    }
+}
+
+/// An empty list is null where etcd has written it.
+fn told_peer_urls(view: &View, id: u64) -> Option<Vec<String>> {
+    let row = view.small.get(small::Bucket::Members, &member_key(id))?;
+    let json: Value = serde_json::from_slice(row).ok()?;
+    let urls = json.get("peerURLs")?.as_array();
+    let urls = urls.into_iter().flatten().filter_map(Value::as_str);
+    Some(urls.map(str::to_owned).collect())
+}
+
+/// The row that keeps which peer URLs the member was told.
+pub fn member_row(id: u64, peer_urls: &[String]) -> (Vec<u8>, Vec<u8>) {
+    let value = json!({"id": id, "peerURLs": peer_urls}).to_string();
+    (member_key(id), value.into_bytes())
+}
+
+fn member_key(id: u64) -> Vec<u8> {
+    format!("{id:x}").into_bytes()
 }
 
 /// One of etcd's buckets.
@@ -70,7 +104,6 @@ pub fn buckets(view: &View, member: &Member) -> Vec<Bucket> {
     // What we keep in an alarm's value is nothing to others.
     let alarms = view.small.rows(small::Bucket::Alarm);
     let alarms = alarms.map(|(key, _)| (key.to_vec(), Vec::new()));
-    let id = format!("{:x}", member.id);
     let downgrade = json!({"target-version": "", "enabled": false}).to_string();
     vec![
         few(small::Bucket::Alarm.name(), alarms.collect()),
@@ -94,7 +127,10 @@ pub fn buckets(view: &View, member: &Member) -> Vec<Bucket> {
         },
         few(
             "members",
-            BTreeMap::from([row(&id, &member_json(member).to_string())]),
+            BTreeMap::from([(
+                member_key(member.id),
+                member_json(member).to_string().into_bytes(),
+            )]),
         ),
         few("members_removed", BTreeMap::new()),
         few("meta", meta(view, member)),
