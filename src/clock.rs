@@ -1,4 +1,5 @@
-//! The only source of time: the system's in the server, one moved by hand in tests.
+//! The only source of time: the system's in the server; one that stands still, or is moved by hand in
+//! tests.
 
 // This is the file that owns the clocks.
 #![allow(clippy::disallowed_methods)]
@@ -14,7 +15,7 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 pub enum Clock {
     /// The operating system's.
     System,
-    /// Stands still until a test moves it; in microseconds, for both kinds of time.
+    /// Stands still unless a test moves it; in microseconds, for both kinds of time.
     Manual(Arc<AtomicU64>),
 }
 

@@ -85,7 +85,13 @@ fn open_at(settings: &Settings, time: &Arc<AtomicU64>) -> Result<Arc<Engine>, st
 
 fn checked(disk: &SimDisk, story: &str) -> Report {
     let Settings { data, log, .. } = settings(disk);
-    check::check(&data, &log, |_, _| ()).unwrap_or_else(|finding| panic!("{story}: {finding}"))
+    let report = check::check(&data, &log, |_, _| ());
+    let report = report.unwrap_or_else(|finding| panic!("{story}: {finding}"));
+    assert_eq!(
+        report.strays, 0,
+        "{story}: a lease is gone, and not all of its keys"
+    );
+    report
 }
 
 /// Before the first answer there need not be a store.

@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["clock", "lease", "mvcc", "snapshot", "storage", "watch"],
     ),
     ("watch", &["storage"]),
-    ("snapshot", &["mvcc", "storage"]),
+    ("snapshot", &["lease", "mvcc", "proto", "storage"]),
     ("mvcc", &["storage"]),
     ("lease", &["clock", "storage"]),
     ("storage", &["clock"]),

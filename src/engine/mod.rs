@@ -15,6 +15,7 @@ pub mod command;
 pub mod compactor;
 mod judge;
 mod leases;
+pub mod offline;
 mod queue;
 pub mod quota;
 pub mod replies;
@@ -117,11 +118,7 @@ impl Engine {
         clock: Clock,
     ) -> Result<Engine, storage::Error> {
         let (store, settler) = Store::open(settings, identity)?;
-        let leases = Leases::new(timing, clock.clone(), store.served());
-        leases.expect(store.view().leases_max());
-        store
-            .view()
-            .for_each_lease(|id, row| leases.restore(id, row))?;
+        let leases = Leases::of(&store, timing, clock.clone())?;
         let leases = Arc::new(leases);
         snapshots::remove_spools(settings.data.as_ref())?;
         let queue = Arc::new(Queue::default());

@@ -5,6 +5,7 @@ pub mod convert;
 mod downgrade;
 pub mod kv;
 pub mod lease;
+pub mod logged;
 pub mod maintenance;
 mod range_stream;
 pub mod status;

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::Timing;
-use crate::storage::row::LeaseRow;
+use crate::storage::row::{LeaseRow, TTL_SECS_MAX};
 
 /// Bounds of how much later than its last kept sign of life a renewal is kept.
 const KEEP_AFTER_MILLIS_MIN: u64 = 60_000;
@@ -58,6 +58,21 @@ pub fn deadline_at_start(row: &LeaseRow, now: u64, timing: &Timing) -> u64 {
     now.min(last_start) + ttl + timing.extension_millis
 }
 
+/// Where the served time of a store begins whose leases another server has granted: so far from 0
+/// that there is room before it for the sign of life of [`row_with_left`], whatever is left.
+pub const ELSEWHERE_MILLIS: u64 = 2 * TTL_SECS_MAX * 1000 + KEEP_AFTER_MILLIS_MAX;
+
+/// What is kept at `now` of a lease that is to end, if the server starts then, when as much is over
+/// as is left of it, which is no more than its TTL: [`deadline_at_start`] the other way round.
+/// There have to be [`ELSEWHERE_MILLIS`] before `now`.
+pub fn row_with_left(ttl_secs: u64, left_secs: u64, now: u64) -> LeaseRow {
+    let used = (ttl_secs - left_secs.min(ttl_secs)) * 1000;
+    LeaseRow {
+        ttl_secs,
+        seen_millis: now - used - ttl_secs * 1000 - keep_after_millis(ttl_secs),
+    }
+}
+
 /// How much later than the last sign of life that was kept the next one is kept: seldom enough
 /// that keep-alives leave next to nothing in the log, often enough that it tells.
 pub fn keep_after_millis(ttl_secs: u64) -> u64 {
@@ -100,6 +115,20 @@ mod tests {
             let end = deadline_at_start(&row, last_sign + ttl, &timing);
             assert_eq!(deadline_at_start(&row, last_sign + ttl + 1, &timing), end);
             assert_eq!(deadline_at_start(&row, u64::MAX / 2, &timing), end);
+        }
+    }
+    #[test]
+    fn a_lease_of_another_server_has_what_is_left_of_it() {
+        let timing = Timing::default();
+        let now = ELSEWHERE_MILLIS;
+        for ttl_secs in [1, 10, 301, TTL_SECS_MAX] {
+            for left_secs in [1, ttl_secs / 2, ttl_secs, u64::MAX] {
+                let row = row_with_left(ttl_secs, left_secs, now);
+                let left = left_secs.min(ttl_secs) * 1000;
+                assert_eq!(deadline_at_start(&row, now, &timing), now + left + 1000);
+                // The first renewal is kept, so that the next start knows of it.
+                assert!(now - row.seen_millis >= keep_after_millis(ttl_secs));
+            }
         }
     }
 }

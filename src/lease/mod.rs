@@ -24,7 +24,9 @@ use std::time::Duration;
 
 use self::lessor::Lessor;
 use crate::clock::Clock;
+use crate::storage;
 use crate::storage::row::{LeaseRow, TTL_SECS_MAX};
+use crate::storage::store::Store;
 
 /// What the server's settings say of leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,16 @@ impl Leases {
             clock,
             base_millis: served_millis,
         }
+    }
+
+    /// The leases of a store that was opened just now.
+    pub fn of(store: &Store, timing: Timing, clock: Clock) -> Result<Leases, storage::Error> {
+        let leases = Leases::new(timing, clock, store.served());
+        leases.expect(store.view().leases_max());
+        store
+            .view()
+            .for_each_lease(|id, row| leases.restore(id, row))?;
+        Ok(leases)
     }
 
     /// Makes room for so many leases, which are about to be restored.

@@ -6,17 +6,27 @@
 //! ```
 //! So the way back is open: etcd starts from its own files as it left them.
 
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
 use super::{Error, data_dir};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::engine::offline::{self, Offline};
+use crate::grpc::logged;
+use crate::lease::Timing;
+use crate::snapshot::load::{self, Member, State};
 use crate::snapshot::restore::{self, Options, Report};
-use crate::snapshot::{load, wal};
-use crate::storage::store::Identity;
+use crate::snapshot::wal::{self, Content, Log, MemberChange};
+use crate::storage::disk::Disk;
+use crate::storage::store::{Identity, Settings};
+
+/// Size of a segment of the log that the new store has while it is made.
+const SEGMENT_BYTES: u64 = 8 << 20;
 
 /// Whether the folder is that of an etcd.
 pub fn is_etcds(data_dir: &Path) -> bool {
@@ -38,15 +48,29 @@ pub fn take_over(config: &Config) -> Result<(), Error> {
     let report = import_folder(data_dir, config, |_, _| ())?;
     let took_millis = Clock::System.monotonic_millis() - begun;
     let Report {
-        changes, revision, ..
+        changes,
+        revision,
+        leases,
+        users,
+        roles,
+        alarms,
+        ..
     } = report;
     let floor = report.floor.unwrap_or(0);
     info!(
         changes,
-        revision, floor, took_millis, "imported the etcd's data; its own files are as they were"
+        revision,
+        floor,
+        leases,
+        users,
+        roles,
+        alarms,
+        took_millis,
+        "imported the etcd's data; its own files are as they were"
     );
-    if report.alarms > 0 {
-        warn!("alarms of the etcd are not taken over");
+    if report.strays > 0 {
+        let keys = report.strays;
+        warn!(keys, "keys name leases that are not there: they stay");
     }
     Ok(())
 }
@@ -81,34 +105,45 @@ pub fn import_folder(
         Some(wal_dir) if !inside.is_dir() => wal_dir,
         _ => &inside,
     };
-    let log = wal::read(log, state.consistent_index)?;
-    if state.members.len() > 1 {
-        return Err(Error::SeveralMembers {
-            path: path(),
-            members: state.members.len(),
-        });
-    }
-    if log.newer > 0 {
-        return Err(Error::Unapplied {
-            path: path(),
-            newer: log.newer,
-        });
-    }
-    let urls = state.members.first().map(|member| &member.peer_urls);
+    let log = Log::open(log, state.consistent_index)?;
     let identity = Identity {
         cluster_id: log.cluster_id,
         member_id: log.member_id,
-        peer_urls: urls.unwrap_or(&config.initial_advertise_peer_urls).clone(),
+        peer_urls: only_member(folder, &state, &log)?
+            .unwrap_or_else(|| config.initial_advertise_peer_urls.clone()),
     };
-    fill(
+    let source = Source {
+        path: &database_path,
         database,
-        &database_path,
-        &state,
-        &identity,
-        Options::default(),
-        config,
-        progress,
-    )
+        state,
+        log: Some((folder, &log)),
+    };
+    fill(source, &identity, Options::default(), config, progress)
+}
+
+/// The peer URLs of the etcd, if it knows them, which must be its cluster's only member.
+fn only_member(folder: &Path, state: &State, log: &Log) -> Result<Option<Vec<String>>, Error> {
+    let members = state.members.iter();
+    let mut members: BTreeMap<u64, Member> =
+        members.map(|member| (member.id, member.clone())).collect();
+    log.entries(|entry| {
+        if let Content::Members(change) = entry.content {
+            match wal::member_change(change).map_err(|what| entry.damaged(what))? {
+                MemberChange::Is(member) => members.insert(member.id, member),
+                MemberChange::Gone(id) => members.remove(&id),
+            };
+        }
+        Ok::<_, wal::Error>(())
+    })?;
+    let own = members.remove(&log.member_id);
+    // Where none is known, the log was begun and nothing of it is in the database yet.
+    if members.is_empty() {
+        return Ok(own.map(|own| own.peer_urls));
+    }
+    Err(Error::SeveralMembers {
+        path: folder.to_owned(),
+        members: members.len() + 1,
+    })
 }
 
 /// Makes a store of a snapshot file, where `config` says and as the member that it says.
@@ -130,25 +165,95 @@ pub fn import_file(
         member_id: config.member_id(),
         peer_urls: config.initial_advertise_peer_urls.clone(),
     };
-    fill(database, file, &state, &identity, options, config, progress)
+    let source = Source {
+        path: file,
+        database,
+        state,
+        log: None,
+    };
+    fill(source, &identity, options, config, progress)
+}
+
+/// What a store is made of.
+struct Source<'a> {
+    /// Of the database.
+    path: &'a Path,
+    database: load::Database<File>,
+    state: State,
+    /// The etcd's folder, and its log.
+    log: Option<(&'a Path, &'a Log)>,
 }
 
 fn fill(
-    database: load::Database<File>,
-    path: &Path,
-    state: &load::State,
+    source: Source<'_>,
     identity: &Identity,
     options: Options,
     config: &Config,
-    progress: impl FnMut(u64, u64),
+    mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Error> {
     let import = |cause| Error::Import {
-        path: path.to_owned(),
+        path: source.path.to_owned(),
         cause,
     };
-    // Before a folder is made.
-    restore::check_state(state).map_err(import)?;
+    let Source {
+        database, state, ..
+    } = source;
     data_dir::make_store(&config.data_dir, config.wal_dir.as_deref(), |disks| {
-        restore::restore(database, state, identity, options, disks, progress).map_err(import)
+        let (index, term) = (state.consistent_index, state.term);
+        restore::fill(database, state, identity, options, disks[0], &mut progress)
+            .map_err(import)?;
+        if let Some((folder, log)) = source.log
+            && log.newer() > 0
+        {
+            take_newer(folder, log, (index, term), config, disks, &mut progress)?;
+        }
+        restore::prove(disks, &mut progress).map_err(import)
     })
+}
+
+/// Adds to the new store what the log of the etcd holds beyond its database, whose last entry is
+/// given with its term.
+fn take_newer(
+    folder: &Path,
+    log: &Log,
+    (mut index, mut term): (u64, u64),
+    config: &Config,
+    [data, log_disk]: [&Arc<dyn Disk>; 2],
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(), Error> {
+    let newer = log.newer();
+    let failed = |cause| Error::Store {
+        path: config.data_dir.clone(),
+        cause,
+    };
+    let settings = Settings {
+        data: Arc::clone(data),
+        log: Arc::clone(log_disk),
+        cache_bytes: config.cache_bytes as usize,
+        flush_bytes: config.flush_bytes as usize,
+        segment_bytes: SEGMENT_BYTES,
+        reserve_bytes: 0,
+        quota_bytes: None,
+    };
+    let timing = Timing::new(config.election_timeout, config.heartbeat_interval);
+    let mut store = Offline::open(settings, timing).map_err(failed)?;
+    let mut done = 0;
+    log.entries(|entry| {
+        (index, term) = (entry.index, term.max(entry.term));
+        done += 1;
+        progress(done, newer);
+        let Content::Request(request) = entry.content else {
+            return Ok(());
+        };
+        let logged = logged::read(request).map_err(|what| entry.damaged(what))?;
+        store.take(&logged).map_err(|why| match why {
+            offline::Error::Storage(cause) => failed(cause),
+            why => Error::Unapplied {
+                path: folder.to_owned(),
+                newer,
+                why,
+            },
+        })
+    })?;
+    store.end(index, term).map_err(failed)
 }

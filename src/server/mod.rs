@@ -33,11 +33,11 @@ use crate::clock::Clock;
 use crate::config::{Config, Refusal, Retention};
 use crate::engine::compactor::Policy;
 use crate::engine::{
-    Compaction, Engine, LONG_READ_THREADS, Pace, READ_THREADS, WATCH_THREADS, replies,
+    Compaction, Engine, LONG_READ_THREADS, Pace, READ_THREADS, WATCH_THREADS, offline, replies,
 };
 use crate::grpc::Context;
 use crate::lease::Timing;
-use crate::snapshot::{load, restore, wal};
+use crate::snapshot::{load, restore, rows, wal};
 use crate::storage;
 use crate::storage::store::{Identity, Settings};
 
@@ -124,10 +124,10 @@ pub enum Error {
         /// How many.
         members: usize,
     },
-    /// The etcd was killed with changes in its log alone.
+    /// The etcd was killed with changes in its log alone, which it alone can judge.
     #[error(
-        "cannot import {}: its log holds {newer} changes that its database lacks; start etcd on it once more, stop it, \
-         and try again",
+        "cannot import {}: its log holds {newer} entries that its database lacks, and {why}, which etcd alone can tell; \
+         start etcd on it once more, stop it, and try again",
         path.display()
     )]
     Unapplied {
@@ -135,6 +135,18 @@ pub enum Error {
         path: PathBuf,
         /// How many.
         newer: u64,
+        /// Why they could not be judged.
+        why: offline::Error,
+    },
+    /// Authentication is on.
+    #[error(
+        "{}: authentication is on, and cannot be served yet: without it everybody could read and write all; \
+         metastore export takes the data out",
+        path.display()
+    )]
+    AuthIsOn {
+        /// The data folder.
+        path: PathBuf,
     },
     /// A snapshot could not be saved.
     #[error("cannot save {}: {why}", path.display())]
@@ -259,6 +271,11 @@ fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
         path: config.data_dir.clone(),
         cause,
     })?;
+    if rows::auth_is_on(&engine.view().small) {
+        engine.stop();
+        let path = config.data_dir.clone();
+        return Err(Error::AuthIsOn { path });
+    }
     let took_millis = Clock::System.monotonic_millis() - begun;
     let revision = engine.view().revision;
     info!(took_millis, revision, "opened the store");

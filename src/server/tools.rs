@@ -80,12 +80,23 @@ fn told(report: &Report, data_dir: &Path) -> String {
         Some(floor) => format!("history begins at {floor}"),
         None => "all of history".to_owned(),
     };
-    let alarms = match report.alarms {
-        0 => "",
-        _ => "; alarms were left behind",
-    };
+    let mut rest = String::new();
+    for (count, what) in [
+        (report.leases, "leases"),
+        (report.users, "users"),
+        (report.roles, "roles"),
+        (report.alarms, "alarms"),
+        (report.strays, "keys of leases that are not there"),
+    ] {
+        if count > 0 {
+            rest.push_str(&format!(", {count} {what}"));
+        }
+    }
+    if report.auth_is_on {
+        rest.push_str("; authentication is on");
+    }
     format!(
-        "took over {changes} changes up to revision {revision}, {begins}, into {}{alarms}",
+        "took over {changes} changes up to revision {revision}, {begins}{rest}, into {}",
         data_dir.display()
     )
 }

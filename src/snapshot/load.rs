@@ -1,7 +1,7 @@
 //! What a database of etcd holds, bucket by bucket, with every row looked at.
 //!
-//! Of a file that etcd 3.4 to 3.7 has written nothing is lost in silence: what a store of ours cannot
-//! take yet is told in [`State`], and it is for the caller to refuse it.
+//! Of a file that etcd 3.4 to 3.7 has written nothing is lost in silence. What is not history is held
+//! in memory, as the server holds it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,17 +12,31 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::bbolt::reader::{self, Bucket, Reader, Seen, Source};
+use super::fields::{Field, Fields};
+use super::rows;
 use super::save::TRAILER_BYTES;
 use crate::storage::Damaged;
 use crate::storage::record::Record;
 use crate::storage::revision::Revision;
-use crate::storage::row::{Change, HistoryRow};
+use crate::storage::row::{Change, HistoryRow, TTL_SECS_MAX};
+use crate::storage::small::{self, Small};
 
 /// The newest minor version of etcd's data format that is understood.
 const MINOR_MAX: u64 = 7;
 
 /// A file whose length leaves this, by 512, has a checksum at its end: so etcd's tools tell.
 const TRAILER_REST: u64 = TRAILER_BYTES as u64;
+
+/// The small buckets whose rows are kept as they are.
+const TAKEN_OVER: [small::Bucket; 4] = [
+    small::Bucket::Alarm,
+    small::Bucket::Auth,
+    small::Bucket::AuthRoles,
+    small::Bucket::AuthUsers,
+];
+
+/// Most bytes of the small buckets: etcd holds them in memory as well.
+const SMALL_BYTES_MAX: usize = 256 << 20;
 
 /// Why a file cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -77,16 +91,21 @@ pub struct State {
     pub storage_version: Option<String>,
     /// The members of the cluster.
     pub members: Vec<Member>,
-    /// Leases, alarms, users and roles that there are.
-    pub leases: u64,
-    /// See above.
-    pub alarms: u64,
-    /// See above.
-    pub users: u64,
-    /// See above.
-    pub roles: u64,
-    /// Whether authentication is on.
-    pub auth_enabled: bool,
+    /// The leases that are granted.
+    pub leases: Vec<Lease>,
+    /// Alarms, users, roles, and whether authentication is on.
+    pub small: Small,
+}
+
+/// A lease as etcd keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id.
+    pub id: i64,
+    /// The TTL that was granted.
+    pub ttl_secs: u64,
+    /// What was left of it when etcd last kept that; of most leases it does not.
+    pub left_secs: Option<u64>,
 }
 
 /// A member as its cluster knows it.
@@ -194,21 +213,18 @@ impl<S: Source> Database<S> {
             state.members.push(member(value)?);
             Ok(())
         })?;
-        self.bucket("auth", false, |key, value| {
-            if key == b"authEnabled" {
-                state.auth_enabled = value == [1];
-            }
+        self.bucket("lease", false, |key, value| {
+            state.leases.push(lease(key, value)?);
             Ok(())
         })?;
-        for (name, count) in [
-            ("lease", &mut state.leases),
-            ("alarm", &mut state.alarms),
-            ("authUsers", &mut state.users),
-            ("authRoles", &mut state.roles),
-        ] {
-            self.bucket(name, false, |_, _| {
-                *count += 1;
-                Ok(())
+        for bucket in TAKEN_OVER {
+            self.bucket(bucket.name(), false, |key, value| {
+                rows::check(bucket, key, value)?;
+                state.small.set(bucket, key, Some(value));
+                match state.small.bytes() {
+                    ..=SMALL_BYTES_MAX => Ok(()),
+                    _ => Err(Damaged("there is far more of it than etcd can work with")),
+                }
             })?;
         }
         Ok(state)
@@ -331,7 +347,32 @@ fn is_known(version: &str) -> bool {
     matches!((parts.next(), parts.next()), (Some(Ok(3)), Some(Ok(minor))) if minor <= MINOR_MAX)
 }
 
-fn member(value: &[u8]) -> Result<Member, Damaged> {
+/// A row of the bucket `lease`.
+fn lease(key: &[u8], value: &[u8]) -> Result<Lease, Damaged> {
+    const WHAT: Damaged = Damaged("a lease that is none");
+    let (mut id, mut ttl, mut left) = (0, 0, 0);
+    for field in Fields(value) {
+        match field.ok_or(WHAT)? {
+            (1, Field::Number(number)) => id = number,
+            (2, Field::Number(number)) => ttl = number as i64,
+            (3, Field::Number(number)) => left = number as i64,
+            _ => return Err(WHAT),
+        }
+    }
+    // A lease below the least TTL gets that at the start, as in etcd.
+    let ttl_secs = u64::try_from(ttl).unwrap_or(0).max(1);
+    if key != id.to_be_bytes() || id == 0 || ttl_secs > TTL_SECS_MAX {
+        return Err(WHAT);
+    }
+    Ok(Lease {
+        id: id as i64,
+        ttl_secs,
+        left_secs: u64::try_from(left).ok().filter(|left| *left > 0),
+    })
+}
+
+/// A member as etcd writes it, in JSON.
+pub(super) fn member(value: &[u8]) -> Result<Member, Damaged> {
     const WHAT: Damaged = Damaged("a member that is none");
     let json: Value = serde_json::from_slice(value).map_err(|_| WHAT)?;
     let urls = match &json["peerURLs"] {

@@ -7,8 +7,10 @@
 
 pub mod bbolt;
 pub mod contents;
+pub mod fields;
 pub mod load;
 pub mod restore;
+pub mod rows;
 pub mod save;
 pub mod wal;
 

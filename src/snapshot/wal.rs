@@ -1,15 +1,25 @@
-//! etcd's log: whose it is, and what it holds beyond the database.
+//! etcd's log: whose it is, and the entries that a database lacks.
 //!
-//! A segment is frames of eight bytes and a record, a protobuf message of type, checksum and data.
+//! ```text
+//! segment   frame of eight bytes, record, padding; frame, record, …
+//! record    a protobuf message: kind, checksum, data     metadata, entry, state, checksum, snapshot
+//! ```
 //! The checksum runs on over all records of all segments. Only the last segment may end within a
 //! record: what was being written when the machine stopped.
+//!
+//! The log is read twice: once to find out which entries count, since an entry takes the place of
+//! one of its index and of all behind that; and once to hand those out. Of an entry that the
+//! database lacks 16 bytes are held in between, less than it takes in the file.
+//!
+//! How far entries were committed is not asked: the one member of a cluster commits all that its
+//! log holds when it starts again, and answers entries before its log says that it has.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use crate::storage::varint;
+use super::fields::{Field, Fields};
+use super::load::{self, Member};
 
 const METADATA: u64 = 1;
 const ENTRY: u64 = 2;
@@ -18,10 +28,6 @@ const SNAPSHOT: u64 = 5;
 
 /// Records that etcd writes are far smaller.
 const RECORD_BYTES_MAX: u64 = 1 << 30;
-
-/// Fields of a request that change nothing of ours: its header and id, the cluster's version, and
-/// what members say of themselves.
-const PASSED_OVER: [u64; 5] = [1, 100, 1300, 1301, 1302];
 
 /// Why a log cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,49 +55,159 @@ pub enum Error {
     },
 }
 
-/// What a log says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+/// A log, and which of its entries a database lacks.
+#[derive(Debug)]
+pub struct Log {
     /// The member that wrote it.
     pub member_id: u64,
     /// Its cluster.
     pub cluster_id: u64,
-    /// Entries behind the database's last that change something.
-    pub newer: u64,
+    segments: Vec<PathBuf>,
+    /// Where the entries lie that the database lacks.
+    places: Vec<Place>,
 }
 
-/// Reads the log in `folder`, for a database that holds the entries up to `applied`.
-pub fn read(folder: &Path, applied: u64) -> Result<Summary, Error> {
-    let failed = |cause| Error::Io {
-        file: folder.to_owned(),
-        cause,
-    };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        names.extend(name.into_string().ok().filter(|name| is_segment(name)));
-    }
-    names.sort_unstable();
-    let mut log = Log::default();
-    for (place, name) in names.iter().enumerate() {
-        let last = place + 1 == names.len();
-        log.read_segment(&folder.join(name), last, applied)?;
-    }
-    let (member_id, cluster_id) = log.ids.ok_or(Error::Missing(folder.to_owned()))?;
-    let newer = log.newer.values().filter(|changes| **changes).count();
-    Ok(Summary {
-        member_id,
-        cluster_id,
-        newer: newer as u64,
-    })
+/// Where a frame begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    segment: u32,
+    at: u64,
 }
 
-/// Reads bytes as a log of one segment: for the fuzzer.
+/// One entry.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Its number.
+    pub index: u64,
+    /// In which term it was written.
+    pub term: u64,
+    /// What it holds.
+    pub content: Content<'a>,
+    place: Place,
+    file: &'a Path,
+}
+
+/// What an entry holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// A request; empty where a leader has begun its term.
+    Request(&'a [u8]),
+    /// A change of who is a member: see [`member_change`].
+    Members(&'a [u8]),
+}
+
+impl Entry<'_> {
+    /// What is wrong with it, and where it lies.
+    pub fn damaged(&self, what: &'static str) -> Error {
+        Error::Damaged {
+            file: self.file.to_owned(),
+            at: self.place.at,
+            what,
+        }
+    }
+}
+
+impl Log {
+    /// Reads the log in `folder`, for a database that holds the entries up to `applied`.
+    pub fn open(folder: &Path, applied: u64) -> Result<Log, Error> {
+        let failed = |cause| Error::Io {
+            file: folder.to_owned(),
+            cause,
+        };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            names.extend(name.into_string().ok().filter(|name| is_segment(name)));
+        }
+        names.sort_unstable();
+        let segments = names.iter().map(|name| folder.join(name)).collect();
+        let mut log = Log {
+            member_id: 0,
+            cluster_id: 0,
+            segments,
+            places: Vec::new(),
+        };
+        let mut places = Places::new(applied);
+        let ids = log.walk(0, |entry| places.take(&entry))?;
+        (log.member_id, log.cluster_id) = ids.ok_or(Error::Missing(folder.to_owned()))?;
+        log.places = places.found;
+        Ok(log)
+    }
+
+    /// How many entries the database lacks.
+    pub fn newer(&self) -> u64 {
+        self.places.len() as u64
+    }
+
+    /// Visits the entries that the database lacks, in order.
+    pub fn entries<E: From<Error>>(
+        &self,
+        mut visit: impl FnMut(&Entry<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let first = self.places.iter().map(|place| place.segment).min();
+        let Some(first) = first else {
+            return Ok(());
+        };
+        let mut next = 0;
+        self.walk(first as usize, |entry| {
+            if self.places.get(next) == Some(&entry.place) {
+                next += 1;
+                visit(&entry)?;
+            }
+            Ok::<_, E>(())
+        })?;
+        if next < self.places.len() {
+            let error = Error::Io {
+                file: self.segments[first as usize].clone(),
+                cause: io::Error::other("it was changed while it was read"),
+            };
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Visits all entries of the segments from the `first` on, whether they count or not; answers
+    /// whose log it is.
+    fn walk<E: From<Error>>(
+        &self,
+        first: usize,
+        mut visit: impl FnMut(Entry<'_>) -> Result<(), E>,
+    ) -> Result<Option<(u64, u64)>, E> {
+        let mut walk = Walk::default();
+        for (number, path) in self.segments.iter().enumerate().skip(first) {
+            let failed = |cause| Error::Io {
+                file: path.clone(),
+                cause,
+            };
+            let file = File::open(path).map_err(failed)?;
+            let segment = Segment {
+                size: file.metadata().map_err(failed)?.len(),
+                path,
+                number: number as u32,
+                is_last: number + 1 == self.segments.len(),
+            };
+            let file = BufReader::with_capacity(1 << 20, file);
+            walk.read(file, &segment, &mut visit)?;
+        }
+        Ok(walk.ids)
+    }
+}
+
+/// Reads bytes as a log of one segment, and hands out its entries: for the fuzzer.
 #[doc(hidden)]
-pub fn read_bytes(bytes: &[u8]) -> Result<(), Error> {
-    let path = Path::new("bytes");
-    for last in [false, true] {
-        Log::default().read_frames(bytes, bytes.len() as u64, path, last, 0)?;
+pub fn read_bytes(bytes: &[u8], mut visit: impl FnMut(Content<'_>)) -> Result<(), Error> {
+    for is_last in [false, true] {
+        let segment = Segment {
+            size: bytes.len() as u64,
+            path: Path::new("bytes"),
+            number: 0,
+            is_last,
+        };
+        let mut places = Places::new(0);
+        Walk::default().read(bytes, &segment, &mut |entry| {
+            visit(entry.content);
+            places.take(&entry)
+        })?;
     }
     Ok(())
 }
@@ -104,44 +220,75 @@ fn is_segment(name: &str) -> bool {
         .is_some_and(|(number, index)| hex(number) && hex(index))
 }
 
+/// Finds the entries that count behind the last that was applied.
+#[derive(Debug)]
+struct Places {
+    applied: u64,
+    last: Option<u64>,
+    found: Vec<Place>,
+}
+
+impl Places {
+    fn new(applied: u64) -> Places {
+        Places {
+            applied,
+            last: None,
+            found: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
+        // Segments may be gone whose entries the database holds.
+        let most = self.last.unwrap_or(self.applied).saturating_add(1);
+        if entry.index > most {
+            return Err(entry.damaged("entries before it are missing"));
+        }
+        self.last = Some(entry.index);
+        let behind = entry.index.saturating_sub(self.applied);
+        self.found.truncate(behind.saturating_sub(1) as usize);
+        if behind > 0 {
+            self.found.push(entry.place);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Segment<'a> {
+    path: &'a Path,
+    number: u32,
+    size: u64,
+    is_last: bool,
+}
+
+/// A walk over records, as far as it has come.
 #[derive(Debug, Default)]
-struct Log {
+struct Walk {
     ids: Option<(u64, u64)>,
     crc: u32,
     any: bool,
     /// The next record is the first of its segment.
     begins: bool,
-    /// Entries behind the database's last, and whether they change something.
-    newer: BTreeMap<u64, bool>,
 }
 
-impl Log {
-    fn read_segment(&mut self, path: &Path, last: bool, applied: u64) -> Result<(), Error> {
-        let failed = |cause| Error::Io {
-            file: path.to_owned(),
-            cause,
-        };
-        let file = File::open(path).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        let file = BufReader::with_capacity(1 << 20, file);
-        self.read_frames(file, size, path, last, applied)
-    }
+/// What a record tells beyond the walk itself: index, term, content.
+type Told<'a> = Option<(u64, u64, Content<'a>)>;
 
-    fn read_frames(
+impl Walk {
+    fn read<E: From<Error>>(
         &mut self,
         mut file: impl Read,
-        size: u64,
-        path: &Path,
-        last: bool,
-        applied: u64,
-    ) -> Result<(), Error> {
+        segment: &Segment<'_>,
+        visit: &mut impl FnMut(Entry<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let path = segment.path;
         let failed = |cause| Error::Io {
             file: path.to_owned(),
             cause,
         };
         self.begins = true;
         let (mut at, mut frame, mut bytes) = (0, [0; 8], Vec::new());
-        while size - at >= 8 {
+        while segment.size - at >= 8 {
             file.read_exact(&mut frame).map_err(failed)?;
             let frame = u64::from_le_bytes(frame);
             if frame == 0 {
@@ -154,30 +301,42 @@ impl Log {
                 at,
                 what,
             };
-            if length > RECORD_BYTES_MAX || length + padding > size - at - 8 {
-                return match last {
+            if length > RECORD_BYTES_MAX || length + padding > segment.size - at - 8 {
+                return match segment.is_last {
                     true => Ok(()),
-                    false => Err(damaged("a record reaches beyond the end")),
+                    false => Err(damaged("a record reaches beyond the end").into()),
                 };
             }
             bytes.clear();
             let whole = (&mut file).take(length + padding).read_to_end(&mut bytes);
             whole.map_err(failed)?;
-            let record = &bytes[..length as usize];
             let before = self.crc;
-            if let Err(what) = self.take(record, applied) {
-                self.crc = before;
-                return match last && is_torn(&bytes, at + 8) {
-                    true => Ok(()),
-                    false => Err(damaged(what)),
-                };
+            match self.take(&bytes[..length as usize]) {
+                Ok(None) => {}
+                Ok(Some((index, term, content))) => visit(Entry {
+                    index,
+                    term,
+                    content,
+                    place: Place {
+                        segment: segment.number,
+                        at,
+                    },
+                    file: path,
+                })?,
+                Err(what) => {
+                    self.crc = before;
+                    return match segment.is_last && is_torn(&bytes, at + 8) {
+                        true => Ok(()),
+                        false => Err(damaged(what).into()),
+                    };
+                }
             }
             at += 8 + length + padding;
         }
         Ok(())
     }
 
-    fn take(&mut self, record: &[u8], applied: u64) -> Result<(), &'static str> {
+    fn take<'a>(&mut self, record: &'a [u8]) -> Result<Told<'a>, &'static str> {
         const WHAT: &str = "a record that is none";
         let (mut kind, mut crc, mut data) = (0, 0, &[][..]);
         for field in Fields(record) {
@@ -198,7 +357,7 @@ impl Log {
                 return Err("the checksum of the records before is another");
             }
             self.crc = crc;
-            return Ok(());
+            return Ok(None);
         }
         let running = crc32c::crc32c_append(self.crc, data);
         if running != crc {
@@ -219,32 +378,66 @@ impl Log {
                     return Err("it is of another member than the segment before");
                 }
                 self.ids = Some((member, cluster));
+                Ok(None)
             }
-            ENTRY => {
-                let (mut kind, mut index, mut request) = (0, 0, &[][..]);
-                for field in Fields(data) {
-                    match field.ok_or(WHAT)? {
-                        (1, Field::Number(number)) => kind = number,
-                        (3, Field::Number(number)) => index = number,
-                        (4, Field::Bytes(bytes)) => request = bytes,
-                        _ => {}
-                    }
-                }
-                // An entry takes the place of one of the same index, and of all behind that.
-                self.newer.split_off(&index);
-                if index > applied {
-                    self.newer.insert(index, kind == 0 && changes(request));
-                }
-            }
-            _ => {}
+            ENTRY => entry(data).map(Some),
+            _ => Ok(None),
         }
-        Ok(())
     }
 }
 
-/// Whether a request is one that a store of ours would have to take.
-fn changes(request: &[u8]) -> bool {
-    Fields(request).any(|field| field.is_none_or(|(number, _)| !PASSED_OVER.contains(&number)))
+/// Index, term and content of an entry.
+fn entry(data: &[u8]) -> Result<(u64, u64, Content<'_>), &'static str> {
+    let (mut kind, mut term, mut index, mut bytes) = (0, 0, 0, &[][..]);
+    for field in Fields(data) {
+        match field.ok_or("an entry that is none")? {
+            (1, Field::Number(number)) => kind = number,
+            (2, Field::Number(number)) => term = number,
+            (3, Field::Number(number)) => index = number,
+            (4, Field::Bytes(data)) => bytes = data,
+            _ => {}
+        }
+    }
+    let content = match kind {
+        0 => Content::Request(bytes),
+        1 => Content::Members(bytes),
+        _ => return Err("an entry of a kind that etcd does not write"),
+    };
+    Ok((index, term, content))
+}
+
+/// What an entry says of who is a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    /// One is, with or without a vote, or is told anew.
+    Is(Member),
+    /// One is no more.
+    Gone(u64),
+}
+
+/// Reads the data of a change of who is a member.
+pub fn member_change(data: &[u8]) -> Result<MemberChange, &'static str> {
+    const WHAT: &str = "a change of members that is none";
+    /// Of a kind of change: a member goes. (0 and 3 are a new one, 2 one that is told anew.)
+    const REMOVE: u64 = 1;
+    let (mut kind, mut id, mut context) = (0, 0, &[][..]);
+    for field in Fields(data) {
+        match field.ok_or(WHAT)? {
+            (2, Field::Number(number)) => kind = number,
+            (3, Field::Number(number)) => id = number,
+            (4, Field::Bytes(bytes)) => context = bytes,
+            _ => {}
+        }
+    }
+    match kind {
+        REMOVE => Ok(MemberChange::Gone(id)),
+        0 | 2 | 3 => {
+            let member = load::member(context).map_err(|_| WHAT)?;
+            let same = member.id == id;
+            same.then_some(MemberChange::Is(member)).ok_or(WHAT)
+        }
+        _ => Err(WHAT),
+    }
 }
 
 /// Whether a sector of the record was never written. `at` is where it begins in the file.
@@ -257,41 +450,10 @@ fn is_torn(record: &[u8], at: u64) -> bool {
         .any(|sector| !sector.is_empty() && sector.iter().all(|byte| *byte == 0))
 }
 
-/// The fields of a protobuf message; `None` for what is no field, and nothing behind it.
-struct Fields<'a>(&'a [u8]);
-
-enum Field<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Option<(u64, Field<'a>)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let mut take = || {
-            let tag = varint::take(&mut self.0)?;
-            let field = match tag & 7 {
-                0 => Field::Number(varint::take(&mut self.0)?),
-                2 => Field::Bytes(varint::take_bytes(&mut self.0)?),
-                _ => return None,
-            };
-            Some((tag >> 3, field))
-        };
-        let field = take();
-        if field.is_none() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::varint;
 
     /// Writes records as etcd does.
     struct Segment {
@@ -354,37 +516,93 @@ mod tests {
         message(&[(1, 5)], Some((4, b"put")))
     }
 
+    /// Indexes and data of the entries that a database lacks.
+    fn entries(folder: &Path, applied: u64) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        let log = Log::open(folder, applied)?;
+        assert_eq!((log.member_id, log.cluster_id), (7, 9));
+        let mut found = Vec::new();
+        log.entries(|entry| {
+            let Content::Request(request) = entry.content else {
+                panic!("{entry:?}");
+            };
+            found.push((entry.index, request.to_vec()));
+            Ok::<_, Error>(())
+        })?;
+        assert_eq!(log.newer(), found.len() as u64);
+        Ok(found)
+    }
+
     fn newer(folder: &Path, applied: u64) -> Result<u64, Error> {
-        read(folder, applied).map(|summary| {
-            assert_eq!((summary.member_id, summary.cluster_id), (7, 9));
-            summary.newer
-        })
+        entries(folder, applied).map(|found| found.len() as u64)
     }
 
     #[test]
-    fn entries_behind_the_database_are_counted() {
+    fn the_entries_that_count_are_handed_out_in_order() {
         let folder = tempfile::tempdir().expect("a folder for the test can be made");
         let folder = folder.path();
-        assert!(matches!(read(folder, 0), Err(Error::Missing(_))));
+        assert!(matches!(Log::open(folder, 0), Err(Error::Missing(_))));
         let mut first = Segment::after(0);
-        first.entry(1, &put());
-        first.entry(2, &put());
-        // The cluster's version, which we take from nobody.
-        first.entry(3, &message(&[], Some((1300, b"3.7.0"))));
-        first.entry(4, &[]);
+        for index in 1..=4 {
+            first.entry(index, &[index as u8]);
+        }
         first.write(folder, 0);
         let mut second = Segment::after(first.crc);
-        second.entry(5, &put());
+        second.entry(5, &[5]);
         second.write(folder, 1);
         std::fs::write(folder.join("2.tmp"), b"to come").expect("there is room");
-        assert_eq!(newer(folder, 0).unwrap(), 3);
-        assert_eq!(newer(folder, 2).unwrap(), 1);
-        assert_eq!(newer(folder, 5).unwrap(), 0);
-        // In the place of the fourth, and the fifth is gone with it.
-        second.entry(4, &put());
+        let of = |indexes: &[u64]| -> Vec<_> {
+            let entry = |index: &u64| (*index, vec![*index as u8]);
+            indexes.iter().map(entry).collect()
+        };
+        for applied in 0..=5 {
+            let indexes: Vec<_> = (applied + 1..=5).collect();
+            assert_eq!(entries(folder, applied).unwrap(), of(&indexes));
+        }
+        // In the place of the third, and those behind it are gone with it.
+        second.entry(3, &[33]);
+        second.entry(4, &[44]);
         second.write(folder, 1);
-        assert_eq!(newer(folder, 4).unwrap(), 0);
-        assert_eq!(newer(folder, 3).unwrap(), 1);
+        let replaced = vec![(3, vec![33]), (4, vec![44])];
+        assert_eq!(entries(folder, 2).unwrap(), replaced);
+        assert_eq!(entries(folder, 3).unwrap(), replaced[1..]);
+        assert_eq!(entries(folder, 4).unwrap(), []);
+        second.entry(6, &[6]);
+        second.write(folder, 1);
+        let error = Log::open(folder, 0).expect_err("the fifth is missing");
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+
+    /// The first segments go once a snapshot holds what they held.
+    #[test]
+    fn a_log_that_begins_behind_the_database_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder for the test can be made");
+        let folder = folder.path();
+        let mut segment = Segment::after(0x1234);
+        segment.entry(5, &put());
+        segment.write(folder, 3);
+        assert_eq!(newer(folder, 5).unwrap(), 0);
+        assert_eq!(newer(folder, 4).unwrap(), 1);
+        let error = Log::open(folder, 3).expect_err("the fourth is missing");
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn changes_of_members_are_read() {
+        let context = br#"{"id":7,"peerURLs":["http://a:1"],"name":"one","isPromote":false}"#;
+        let change = |kind, id| message(&[(1, 1), (2, kind), (3, id)], Some((4, context)));
+        let member = Member {
+            id: 7,
+            name: "one".to_owned(),
+            peer_urls: vec!["http://a:1".to_owned()],
+        };
+        for kind in [0, 2, 3] {
+            let is = MemberChange::Is(member.clone());
+            assert_eq!(member_change(&change(kind, 7)), Ok(is));
+        }
+        assert_eq!(member_change(&change(1, 9)), Ok(MemberChange::Gone(9)));
+        assert!(member_change(&change(0, 8)).is_err());
+        assert!(member_change(&change(4, 7)).is_err());
+        assert!(member_change(b"?").is_err());
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! change ─► history, as it comes
 //!       └─► its row of the index ─► sorted in memory ─► run, a file ─┐
 //!                                                     finish: merge ─┴─► index, in order
+//!            lease of each key's newest version ─► sorted likewise ──┴─► attached, in order
 //! ```
 //! Each table is written front to back, so that its pages are full; memory is that of one run, or of
 //! a small buffer a run. The database has another name until it is whole.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::io;
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ use super::record::Record;
 use super::redb::Database;
 use super::redb::meta::Meta;
 use super::revision::Revision;
-use super::row::{HistoryRow, Version};
+use super::row::{HistoryRow, LeaseRow, Version};
+use super::small::Small;
 use super::store::{DATABASE_FILE, NEW_DATABASE_FILE};
 use super::{Damaged, Error, varint};
 
@@ -35,7 +37,11 @@ const RUN_BYTES: usize = 48 << 20;
 const READ_BYTES: usize = 64 << 10;
 
 /// Names of the runs.
-const RUN: &str = "index.run.";
+const INDEX_RUN: &str = "index.run.";
+const ATTACHED_RUN: &str = "attached.run.";
+
+/// Rows of leases in one commit.
+const SLICE_LEASES: usize = 100_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -49,8 +55,8 @@ pub struct Bulk {
     sorter: Sorter,
 }
 
-/// How far what was filled in has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How far what was filled in has come, and what there is beside history.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reached {
     /// The newest revision ever given.
     pub revision: u64,
@@ -62,6 +68,12 @@ pub struct Reached {
     pub index: u64,
     /// How often the server has started.
     pub term: u64,
+    /// Milliseconds that it has run in all.
+    pub served: u64,
+    /// The leases that are granted.
+    pub leases: BTreeMap<i64, LeaseRow>,
+    /// The small state.
+    pub small: Small,
 }
 
 impl Bulk {
@@ -70,7 +82,7 @@ impl Bulk {
         let file = disk.create(NEW_DATABASE_FILE, 0)?;
         Ok(Bulk {
             database: Database::create(Arc::clone(&file), CACHE_BYTES, meta)?,
-            sorter: Sorter::new(Arc::clone(disk)),
+            sorter: Sorter::new(Arc::clone(disk), INDEX_RUN),
             disk: Arc::clone(disk),
             file,
             rows: Vec::new(),
@@ -105,13 +117,48 @@ impl Bulk {
         Ok(())
     }
 
-    /// Writes the index, removes what compaction at the floor removes, and gives the database its
-    /// name.
-    pub fn finish(mut self, reached: &Reached) -> Result<(), Error> {
+    /// Writes all that remains, removes what compaction at the floor removes, and gives the database
+    /// its name.
+    pub fn finish(mut self, reached: Reached) -> Result<(), Error> {
         self.write_history()?;
+        let attached = self.write_index()?;
+        self.write_attached(attached)?;
+        let mut leases = reached.leases.into_iter().peekable();
+        while leases.peek().is_some() {
+            let slice = leases.by_ref().take(SLICE_LEASES);
+            self.database.append_leases(slice.collect())?;
+        }
+        self.database.set_small(&reached.small)?;
+        self.database.update_meta(|meta| {
+            meta.revision = reached.revision;
+            meta.floor = reached.floor;
+            meta.swept = reached.swept;
+            meta.applied_index = reached.index;
+            meta.term = reached.term;
+            meta.served = reached.served;
+        })?;
+        while self.database.sweep_slice()? {}
+        drop(self.database);
+        self.file.sync()?;
+        self.disk.rename(NEW_DATABASE_FILE, DATABASE_FILE)?;
+        Ok(self.disk.sync_dir()?)
+    }
+
+    /// Writes the index; answers which key the newest version of which gives it to which lease.
+    fn write_index(&mut self) -> Result<Sorter, Error> {
+        let mut attached = Sorter::new(Arc::clone(&self.disk), ATTACHED_RUN);
         let (mut rows, mut bytes) = (Vec::new(), 0);
+        let mut newest_of: Option<Vec<u8>> = None;
         let mut merged = self.sorter.merge()?;
         while let Some(row) = merged.next()? {
+            // The newest version of a key comes first.
+            if newest_of.as_ref() != Some(&row.key) {
+                let version = Version::decode(Revision::decode_descending(&row.at), &row.value)?;
+                if version.lease != 0 {
+                    attached.push(&pair(version.lease, &row.key), ANY, b"")?;
+                }
+                newest_of = Some(row.key.clone());
+            }
             bytes += row.key.len() + row.value.len();
             rows.push((row.key, row.at, row.value));
             if bytes >= SLICE_BYTES {
@@ -122,26 +169,50 @@ impl Bulk {
         }
         self.database.append_index(&rows)?;
         drop(merged);
-        self.database.update_meta(|meta| {
-            meta.revision = reached.revision;
-            meta.floor = reached.floor;
-            meta.swept = reached.swept;
-            meta.applied_index = reached.index;
-            meta.term = reached.term;
-        })?;
-        while self.database.sweep_slice()? {}
-        drop(self.database);
-        self.file.sync()?;
         self.sorter.remove_runs()?;
-        self.disk.rename(NEW_DATABASE_FILE, DATABASE_FILE)?;
-        Ok(self.disk.sync_dir()?)
+        Ok(attached)
+    }
+
+    fn write_attached(&self, mut attached: Sorter) -> Result<(), Error> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let mut merged = attached.merge()?;
+        while let Some(row) = merged.next()? {
+            bytes += row.key.len();
+            rows.push(split_pair(row.key));
+            if bytes >= SLICE_BYTES {
+                self.database.append_attached(&rows)?;
+                rows.clear();
+                bytes = 0;
+            }
+        }
+        self.database.append_attached(&rows)?;
+        drop(merged);
+        Ok(attached.remove_runs()?)
     }
 }
 
-/// Rows of the index in any order, to be handed out in that of the table.
+/// Where no order is asked for beyond that of the keys.
+const ANY: Revision = Revision { main: 0, sub: 0 };
+
+/// A lease and a key as one key, in the order of the table.
+fn pair(lease: i64, key: &[u8]) -> Vec<u8> {
+    let lease = lease ^ i64::MIN;
+    [&lease.to_be_bytes(), key].concat()
+}
+
+fn split_pair(pair: Vec<u8>) -> (i64, Vec<u8>) {
+    let (lease, key) = pair
+        .split_first_chunk()
+        .expect("a pair begins with a lease");
+    (i64::from_be_bytes(*lease) ^ i64::MIN, key.to_vec())
+}
+
+/// Rows in any order, to be handed out in that of the table.
 #[derive(Debug)]
 struct Sorter {
     disk: Arc<dyn Disk>,
+    /// What the names of its runs begin with.
+    run: &'static str,
     /// Encoded one behind the other, and where each begins.
     bytes: Vec<u8>,
     places: Vec<usize>,
@@ -156,9 +227,10 @@ struct Row {
 }
 
 impl Sorter {
-    fn new(disk: Arc<dyn Disk>) -> Sorter {
+    fn new(disk: Arc<dyn Disk>, run: &'static str) -> Sorter {
         Sorter {
             disk,
+            run,
             bytes: Vec::new(),
             places: Vec::new(),
             runs: Vec::new(),
@@ -177,7 +249,7 @@ impl Sorter {
     }
 
     fn write_run(&mut self) -> Result<(), Error> {
-        let name = format!("{RUN}{}", self.runs.len());
+        let name = format!("{}{}", self.run, self.runs.len());
         let file = self.disk.create(&name, 0)?;
         self.sort();
         let (mut out, mut offset) = (Vec::with_capacity(SLICE_BYTES), 0);
@@ -241,7 +313,8 @@ impl Sorter {
     }
 
     fn remove_runs(&self) -> io::Result<()> {
-        (0..self.runs.len()).try_for_each(|number| self.disk.remove(&format!("{RUN}{number}")))
+        let mut numbers = 0..self.runs.len();
+        numbers.try_for_each(|number| self.disk.remove(&format!("{}{number}", self.run)))
     }
 }
 
@@ -342,7 +415,7 @@ impl Run {
                     self.offset += length;
                 }
                 _ if rest.is_empty() => return Ok(None),
-                _ => return Err(Damaged("a run of the index has lost its end").into()),
+                _ => return Err(Damaged("a sorted run has lost its end").into()),
             }
         }
     }
@@ -353,6 +426,20 @@ mod tests {
     use super::*;
     use crate::storage::disk::real::RealDisk;
     use proptest::prelude::*;
+
+    #[test]
+    fn pairs_are_in_the_order_of_their_table() {
+        let mut pairs = Vec::new();
+        for lease in [i64::MIN, -2, -1, 1, 2, i64::MAX] {
+            for key in [&b""[..], b"\0", b"a", b"\xff"] {
+                pairs.push((lease, key.to_vec()));
+            }
+        }
+        let joined: Vec<_> = pairs.iter().map(|(lease, key)| pair(*lease, key)).collect();
+        assert!(joined.is_sorted());
+        let split: Vec<_> = joined.into_iter().map(split_pair).collect();
+        assert_eq!(split, pairs);
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
@@ -367,7 +454,7 @@ mod tests {
         ) {
             let folder = tempfile::tempdir().expect("a folder for the test can be made");
             let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(folder.path()).expect("it opens"));
-            let mut sorter = Sorter::new(Arc::clone(&disk));
+            let mut sorter = Sorter::new(Arc::clone(&disk), INDEX_RUN);
             let mut shuffled: Vec<_> = rows.iter().collect();
             shuffled.sort_by_key(|((key, main), _)| crc32c::crc32c(&[&key[..], &(main ^ seed).to_le_bytes()].concat()));
             for (place, ((key, main), value)) in shuffled.iter().enumerate() {

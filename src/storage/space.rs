@@ -15,7 +15,8 @@ use super::Error;
 use super::disk::{Disk, is_full};
 use super::store::Settings;
 
-const RESERVE_FILE: &str = "reserve";
+/// The file that holds room.
+pub(super) const RESERVE_FILE: &str = "reserve";
 
 /// See the module.
 #[derive(Debug)]

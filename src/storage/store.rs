@@ -24,7 +24,7 @@ use super::revision::Revision;
 use super::row::{Change, LeaseRow, LogRow};
 use super::settler::Settler;
 use super::small::{Bucket, Small};
-use super::space::Space;
+use super::space::{self, Space};
 use super::view::View;
 use super::{Damaged, Error};
 
@@ -438,6 +438,24 @@ fn refuse_lost_log(meta: &Meta, log_disk: &dyn Disk) -> Result<(), Error> {
         return Err(Damaged("the log's files are missing").into());
     }
     Ok(())
+}
+
+/// Removes the log of a store that no process has open, and all of whose log the tables hold; changes
+/// what `meta` says besides. What a stop leaves of this is no store.
+pub fn forget_log(settings: &Settings, change: impl FnOnce(&mut Meta)) -> Result<(), Error> {
+    let file = settings.data.open(DATABASE_FILE)?;
+    let database = Database::open(file, settings.cache_bytes)?;
+    database.update_meta(|meta| {
+        meta.log_begun = false;
+        meta.applied_batch = 0;
+        change(meta);
+    })?;
+    for name in settings.log.list()? {
+        if log::is_segment(&name) || name == space::RESERVE_FILE {
+            settings.log.remove(&name)?;
+        }
+    }
+    Ok(settings.log.sync_dir()?)
 }
 
 /// Opens the log, and replays what it holds beyond the tables.

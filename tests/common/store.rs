@@ -343,7 +343,10 @@ impl TestStore {
         self.stop();
         let [data, log] = self.disks();
         match check(&data, &log, |_, _| ()) {
-            Ok(report) => report,
+            Ok(report) => {
+                assert_eq!(report.strays, 0, "a lease is gone, and not all of its keys");
+                report
+            }
             Err(finding) => panic!("the store is not sound: {finding}"),
         }
     }

@@ -352,6 +352,36 @@ impl Database {
         Ok(txn.commit()?)
     }
 
+    /// Adds rows to `leases`, likewise.
+    pub fn append_leases(&self, rows: Vec<(i64, LeaseRow)>) -> Result<(), Error> {
+        let some = |(id, row)| (id, Some(row));
+        self.flush_lease_rows(rows.into_iter().map(some).collect())
+    }
+
+    /// Adds rows to the end of `attached`, likewise.
+    pub fn append_attached(&self, rows: &[(i64, Vec<u8>)]) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        {
+            let mut table = txn.open_table(tables::META)?;
+            let mut meta = Meta::read(&table)?;
+            let mut attached = txn.open_table(tables::ATTACHED)?;
+            for (lease, key) in rows {
+                attached.insert((*lease, &key[..]), ())?;
+                meta.attached_rows += 1;
+                meta.lease_bytes += (LEASE_ID_BYTES + key.len()) as u64;
+            }
+            meta.write(&mut table)?;
+        }
+        Ok(txn.commit()?)
+    }
+
+    /// Makes the small state what `small` says.
+    pub fn set_small(&self, small: &Small) -> Result<(), Error> {
+        let txn = self.begin_write()?;
+        write_small(&txn, small)?;
+        Ok(txn.commit()?)
+    }
+
     /// The same of `index`: key, descending revision, value.
     pub fn append_index(&self, rows: &[(Vec<u8>, [u8; 12], Vec<u8>)]) -> Result<(), Error> {
         let txn = self.begin_write()?;
