@@ -2,8 +2,9 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -211,6 +212,43 @@ fn a_lost_log_is_refused() {
     let line = refused(&["export", &file.display().to_string(), &flag], 1);
     assert!(line.contains("log's files are missing"), "{line}");
     assert!(!file.exists(), "nothing was made");
+}
+
+#[test]
+fn a_snapshot_is_its_owners_alone() {
+    let folder = TempDir::new().expect("a folder");
+    let server = start(&folder);
+    let file = folder.path().join("snapshot.db");
+    // What an earlier try has left.
+    let part = folder.path().join("snapshot.db.part");
+    fs::write(&part, "another's").expect("a file");
+    fs::set_permissions(&part, Permissions::from_mode(0o644)).expect("it is ours");
+    let endpoints = format!("--endpoints={}", server.endpoint);
+    let name = file.display().to_string();
+    assert!(
+        run(&["snapshot", "save", &name, &endpoints])
+            .status
+            .success()
+    );
+    let mode = fs::metadata(&file).expect("the file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(!part.exists());
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named_with_the_reason() {
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("snapshot.db").display().to_string();
+    let line = refused(&["snapshot", "save", &file, "--endpoints=127.0.0.1:1"], 1);
+    assert!(line.contains("http://127.0.0.1:1: "), "{line}");
+    assert!(line.contains("Connection refused"), "{line}");
+    // It takes the connection, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("its address");
+    let endpoints = format!("--endpoints={address}");
+    let line = refused(&["snapshot", "save", &file, &endpoints], 1);
+    assert!(line.contains("timed out"), "{line}");
+    assert_eq!(fs::read_dir(folder.path()).expect("it").count(), 0);
 }
 
 #[test]

@@ -1,12 +1,17 @@
 //! `metastore snapshot`, `import` and `export`: etcd's files in and out.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::error::{self, Error as _};
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::runtime::Builder;
+use tonic::Status;
+use tonic::transport::Endpoint;
 
 use super::data_dir::{DataDir, has_store, refuse_full};
 use super::{Error, import};
@@ -21,6 +26,14 @@ use crate::storage::store::read_stopped;
 
 /// Memory for pages of a stopped store.
 const CACHE_BYTES: usize = 64 << 20;
+
+/// How long a server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After how much silence a server is asked whether it is still there, and how long it may take to say
+/// so. etcd sends clients away that ask twice as often.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Does it; answers what there is to say. Draws progress on stderr if told to.
 pub fn run(tool: &Tool, draw: bool) -> Result<String, Error> {
@@ -150,7 +163,7 @@ fn save(path: &Path, from: &SaveFrom, progress: impl FnMut(u64, u64)) -> Result<
         path: path.to_owned(),
         why,
     };
-    let saved = File::create(&part)
+    let saved = create(&part)
         .map_err(|error| failed(error.to_string()))
         .and_then(|file| {
             match from {
@@ -162,6 +175,7 @@ fn save(path: &Path, from: &SaveFrom, progress: impl FnMut(u64, u64)) -> Result<
             load::open_file(&part, true).map_err(|error| failed(error.to_string()))?;
             file.sync_all()
                 .and_then(|()| fs::rename(&part, path))
+                .and_then(|()| sync_above(path))
                 .map_err(|error| failed(error.to_string()))
         });
     if let Err(error) = saved {
@@ -172,6 +186,25 @@ fn save(path: &Path, from: &SaveFrom, progress: impl FnMut(u64, u64)) -> Result<
     Ok(format!("Snapshot saved at {}", path.display()))
 }
 
+/// A file for its owner alone, as etcdctl makes it: it holds all that the store does.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let file = options.open(path)?;
+    // It may have been there, and anybody's to read.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// Makes the name of `path` durable.
+fn sync_above(path: &Path) -> io::Result<()> {
+    let above = match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        _ => Path::new("."),
+    };
+    File::open(above)?.sync_all()
+}
+
 fn save_online(
     mut file: &File,
     url: &str,
@@ -180,9 +213,15 @@ fn save_online(
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     runtime.block_on(async {
-        let client = MaintenanceClient::connect(url.to_owned()).await;
-        let mut client = client.map_err(|error| format!("cannot reach {url}: {error}"))?;
-        let told = |status: tonic::Status| format!("{url}: {}", status.message());
+        let refused = |error| format!("cannot reach {url}{}", cause(Some(&error)));
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(refused)?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
+        let mut client = MaintenanceClient::new(endpoint.connect().await.map_err(refused)?);
+        let told =
+            |status: Status| format!("{url}: {}{}", status.message(), cause(status.source()));
         let stream = client.snapshot(SnapshotRequest {}).await.map_err(told)?;
         let (mut stream, mut done) = (stream.into_inner(), 0);
         while let Some(part) = stream.message().await.map_err(told)? {
@@ -193,6 +232,16 @@ fn save_online(
         }
         Ok(())
     })
+}
+
+/// The last cause, behind a colon: what a transport says of itself does not tell why.
+fn cause(mut error: Option<&(dyn error::Error + 'static)>) -> String {
+    let mut last = String::new();
+    while let Some(cause) = error {
+        last = format!(": {cause}");
+        error = cause.source();
+    }
+    last
 }
 
 fn save_stopped(
@@ -236,14 +285,14 @@ struct Counted<'a, W> {
 }
 
 impl<W: Write> Write for Counted<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
         self.done += written as u64;
         (self.progress)(self.done, self.all);
         Ok(written)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }
