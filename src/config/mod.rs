@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use settings::{Asked, Known, Settings};
 
-pub use tools::{SaveFrom, Tool};
+pub use tools::{Format, SaveFrom, Tool};
 pub use url::{ListenAddress, ListenUrl, peer_urls};
 
 /// The version of etcd that we are in all that a client can see.

@@ -796,3 +796,58 @@ fn a_snapshot_is_saved_from_one_endpoint() {
         refused(&words, &[], code, message);
     }
 }
+
+#[test]
+fn the_tools_take_the_flags_of_etcdutl() {
+    match tool(
+        "snapshot restore f --data-dir=d --initial-memory-map-size=10737418240 --timeout=0s -w json \
+         --skip-hash-check=F --bump-revision=9_000_000_000_000 --mark-compacted",
+    ) {
+        Tool::Restore {
+            check_hash, bump, ..
+        } => assert_eq!((check_hash, bump), (true, 9_000_000_000_000)),
+        other => panic!("{other:?}"),
+    }
+    for (word, expected) in [
+        ("simple", Format::Simple),
+        ("json", Format::Json),
+        ("fields", Format::Fields),
+        ("table", Format::Table),
+    ] {
+        match tool(&format!("snapshot status f -w {word}")) {
+            Tool::Status { format, .. } => assert_eq!(format, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+    for (line, code, message) in [
+        (
+            "snapshot restore f --skip-hash-check=flase",
+            2,
+            r#"invalid value "flase" for flag --skip-hash-check: parse error"#,
+        ),
+        (
+            "snapshot restore f --bump-revision=-1",
+            2,
+            r#"invalid value "-1" for flag --bump-revision: parse error"#,
+        ),
+        (
+            "snapshot restore f --bump-revision=9000000000000000000 --mark-compacted",
+            2,
+            "--bump-revision: must be at most 4611686018427387904",
+        ),
+        (
+            "snapshot restore f --bump-revision=1",
+            1,
+            "--mark-compacted required if --revision-bump > 0, and only then",
+        ),
+        (
+            "snapshot status f -w protobuf",
+            2,
+            "protobuf not supported as output format",
+        ),
+        ("snapshot save f -w yaml", 2, "unsupported output format"),
+    ] {
+        let words: Vec<_> = line.split_whitespace().collect();
+        refused(&words, &[], code, message);
+    }
+}

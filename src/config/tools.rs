@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use super::values::{Kind, Value};
 use super::{Config, Parsed, Refusal, url};
 
 /// A command that works on files, and ends.
@@ -20,8 +21,8 @@ pub enum Tool {
     Status {
         /// The file.
         file: PathBuf,
-        /// As one JSON object.
-        json: bool,
+        /// In which form.
+        format: Format,
     },
     /// Make a store of a snapshot file.
     Restore {
@@ -41,6 +42,19 @@ pub enum Tool {
         /// Where to; and who the store is, if it is a file.
         config: Box<Config>,
     },
+}
+
+/// In which form it is told what a file holds: those of etcdutl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One line.
+    Simple,
+    /// One JSON object.
+    Json,
+    /// A line for each field.
+    Fields,
+    /// A table for the eye.
+    Table,
 }
 
 /// Where a snapshot is saved from.
@@ -63,7 +77,7 @@ const ENDPOINT: &str = "http://127.0.0.1:2379";
 const HELP: &str = "\
 Usage:
   metastore snapshot save FILE [--endpoints URL | --data-dir DIR [--wal-dir DIR]]
-  metastore snapshot status FILE [-w simple|json]
+  metastore snapshot status FILE [-w simple|json|fields|table]
   metastore snapshot restore FILE [--data-dir DIR] [--wal-dir DIR] [--name NAME]
       [--initial-cluster NAME=URL] [--initial-cluster-token TOKEN] [--initial-advertise-peer-urls URL]
       [--skip-hash-check] [--bump-revision N --mark-compacted]
@@ -84,6 +98,9 @@ const PLACE: [&str; 6] = [
     "initial-advertise-peer-urls",
 ];
 
+/// Far more revisions than any server comes to, and room behind them.
+const BUMP_MAX: u64 = 1 << 62;
+
 const SWITCHES: [&str; 2] = ["skip-hash-check", "mark-compacted"];
 
 /// Parses the words of a command.
@@ -96,6 +113,7 @@ pub(super) fn parse(words: &[String]) -> Result<Parsed, Refusal> {
     if command == "snapshot" {
         command = format!("snapshot {}", words.positional("save, status or restore")?);
     }
+    let format = words.global()?;
     let tool = match &command[..] {
         "snapshot save" | "export" => {
             let file = words.positional("the file")?.into();
@@ -121,20 +139,20 @@ pub(super) fn parse(words: &[String]) -> Result<Parsed, Refusal> {
         }
         "snapshot status" => Tool::Status {
             file: words.positional("the file")?.into(),
-            json: match words.take("write-out").as_deref() {
-                None | Some("simple") => false,
-                Some("json") => true,
-                Some(other) => {
-                    return Err(Refusal::syntax(format!("unknown output format {other:?}")));
-                }
-            },
+            format: format
+                .ok_or_else(|| Refusal::syntax("protobuf not supported as output format".into()))?,
         },
         "snapshot restore" => {
             let file = words.positional("the file")?.into();
-            let bump = words.take("bump-revision").unwrap_or_else(|| "0".into());
-            let refused = |why| Refusal::syntax(format!("--bump-revision {bump:?}: {why}"));
-            let bump: u32 = bump.parse().map_err(refused)?;
-            let mark = words.switch("mark-compacted");
+            let bump = words.number("bump-revision")?;
+            if bump > BUMP_MAX {
+                return Err(Refusal::syntax(format!(
+                    "--bump-revision: must be at most {BUMP_MAX}"
+                )));
+            }
+            // How etcd maps its file is nothing to us.
+            words.number("initial-memory-map-size")?;
+            let mark = words.switch("mark-compacted")?;
             if mark != (bump > 0) {
                 return Err(Refusal::new(
                     "--mark-compacted required if --revision-bump > 0, and only then".into(),
@@ -142,8 +160,8 @@ pub(super) fn parse(words: &[String]) -> Result<Parsed, Refusal> {
             }
             Tool::Restore {
                 file,
-                check_hash: !words.switch("skip-hash-check"),
-                bump: bump.into(),
+                check_hash: !words.switch("skip-hash-check")?,
+                bump,
                 config: words.place()?,
             }
         }
@@ -235,8 +253,42 @@ impl Words {
         self.named.remove(name)
     }
 
-    fn switch(&mut self, name: &str) -> bool {
-        self.take(name).is_some_and(|value| value != "false")
+    /// The flags that each of etcdutl's commands takes: the form of the answer, unless it is one that
+    /// only other commands have, and how long to wait for a file that is locked. We never wait.
+    fn global(&mut self) -> Result<Option<Format>, Refusal> {
+        if let Some(timeout) = self.take("timeout") {
+            Words::value(Kind::Duration, "timeout", &timeout)?;
+        }
+        match self.take("write-out").as_deref() {
+            None | Some("simple") => Ok(Some(Format::Simple)),
+            Some("json") => Ok(Some(Format::Json)),
+            Some("fields") => Ok(Some(Format::Fields)),
+            Some("table") => Ok(Some(Format::Table)),
+            Some("protobuf") => Ok(None),
+            Some(_) => Err(Refusal::syntax("unsupported output format".into())),
+        }
+    }
+
+    fn switch(&mut self, name: &str) -> Result<bool, Refusal> {
+        let text = self.take(name).unwrap_or_else(|| "false".into());
+        match Words::value(Kind::Bool, name, &text)? {
+            Value::Bool(on) => Ok(on),
+            other => unreachable!("a switch is on or off, not {other:?}"),
+        }
+    }
+
+    fn number(&mut self, name: &str) -> Result<u64, Refusal> {
+        let text = self.take(name).unwrap_or_else(|| "0".into());
+        match Words::value(Kind::Uint, name, &text)? {
+            Value::Uint(number) => Ok(number),
+            other => unreachable!("a number is one, not {other:?}"),
+        }
+    }
+
+    fn value(kind: Kind, name: &str, text: &str) -> Result<Value, Refusal> {
+        let refused =
+            |why| Refusal::syntax(format!("invalid value {text:?} for flag --{name}: {why}"));
+        kind.parse(text).map_err(refused)
     }
 
     /// The server's own reading of its flags; the environment is the server's.

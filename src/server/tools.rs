@@ -15,7 +15,7 @@ use tonic::transport::Endpoint;
 
 use super::data_dir::{DataDir, has_store, refuse_full};
 use super::{Error, import};
-use crate::config::{SaveFrom, Tool};
+use crate::config::{Format, SaveFrom, Tool};
 use crate::proto::etcdserverpb::SnapshotRequest;
 use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::snapshot::contents::Member;
@@ -48,7 +48,7 @@ pub fn run(tool: &Tool, draw: bool) -> Result<String, Error> {
     };
     let said = match tool {
         Tool::Save { file, from } => save(file, from, progress),
-        Tool::Status { file, json } => status(file, *json),
+        Tool::Status { file, format } => status(file, *format),
         Tool::Restore {
             file,
             check_hash,
@@ -114,29 +114,68 @@ fn told(report: &Report, data_dir: &Path) -> String {
     )
 }
 
-fn status(file: &Path, as_json: bool) -> Result<String, Error> {
+fn status(file: &Path, format: Format) -> Result<String, Error> {
     let status = load::status(file).map_err(|cause| Error::Unreadable {
         path: file.to_owned(),
         cause,
     })?;
-    if as_json {
-        let json = json!({
-            "hash": status.hash,
-            "revision": status.revision,
-            "totalKey": status.keys,
-            "totalSize": status.bytes,
-            "version": status.version,
-        });
-        return Ok(json.to_string());
-    }
-    Ok(format!(
-        "{:x}, {}, {}, {}, {}",
-        status.hash,
-        status.revision,
-        status.keys,
-        readable(status.bytes),
-        status.version
-    ))
+    let load::Status {
+        hash,
+        revision,
+        keys,
+        bytes,
+        version,
+    } = status;
+    let size = readable(bytes);
+    Ok(match format {
+        Format::Simple => format!("{hash:x}, {revision}, {keys}, {size}, {version}"),
+        Format::Json => {
+            let json = json!({
+                "hash": hash,
+                "revision": revision,
+                "totalKey": keys,
+                "totalSize": bytes,
+                "version": version,
+            });
+            json.to_string()
+        }
+        Format::Fields => {
+            let numbers =
+                format!("\"Hash\" : {hash}\n\"Revision\" : {revision}\n\"Keys\" : {keys}");
+            format!("{numbers}\n\"Size\" : {bytes}\n\"Version\" : {version}")
+        }
+        Format::Table => table([
+            ("HASH", format!("{hash:x}")),
+            ("REVISION", revision.to_string()),
+            ("TOTAL KEYS", keys.to_string()),
+            ("TOTAL SIZE", size),
+            ("VERSION", version),
+        ]),
+    })
+}
+
+/// One row and its header, as etcdutl draws them.
+fn table<const N: usize>(columns: [(&str, String); N]) -> String {
+    let columns = columns.map(|(name, value)| {
+        let width = name.len().max(value.chars().count());
+        let line = "─".repeat(width + 2);
+        (
+            line,
+            format!(" {name:^width$} "),
+            format!(" {value:>width$} "),
+        )
+    });
+    let lines = columns.each_ref().map(|(line, _, _)| &line[..]);
+    let names = columns.each_ref().map(|(_, name, _)| &name[..]);
+    let values = columns.each_ref().map(|(_, _, value)| &value[..]);
+    [
+        format!("┌{}┐", lines.join("┬")),
+        format!("│{}│", names.join("│")),
+        format!("├{}┤", lines.join("┼")),
+        format!("│{}│", values.join("│")),
+        format!("└{}┘", lines.join("┴")),
+    ]
+    .join("\n")
 }
 
 /// As etcdutl writes sizes.

@@ -194,7 +194,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 // sameStatus compares what both tools say of a file.
 func sameStatus(t *testing.T, ours, file string) {
 	t.Helper()
-	for _, format := range []string{"simple", "json"} {
+	for _, format := range []string{"simple", "json", "fields", "table"} {
 		a := run(t, etcdutl, "snapshot", "status", file, "-w", format)
 		b := run(t, ours, "snapshot", "status", file, "-w", format)
 		if string(a) != string(b) {
