@@ -37,6 +37,15 @@ fn database_of(data_dir: &Path) -> PathBuf {
     data_dir.join("member/snap/db")
 }
 
+/// What was taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Imported {
+    /// What the store holds.
+    pub report: Report,
+    /// Entries of the etcd's log that its database lacked.
+    pub log_entries: u64,
+}
+
 /// Makes a store of ours in the data folder of the etcd that was served from it until now.
 pub fn take_over(config: &Config) -> Result<(), Error> {
     let data_dir = &config.data_dir;
@@ -45,7 +54,10 @@ pub fn take_over(config: &Config) -> Result<(), Error> {
         "this is the data directory of an etcd: importing it"
     );
     let begun = Clock::System.monotonic_millis();
-    let report = import_folder(data_dir, config, |_, _| ())?;
+    let Imported {
+        report,
+        log_entries,
+    } = import_folder(data_dir, config, |_, _| ())?;
     let took_millis = Clock::System.monotonic_millis() - begun;
     let Report {
         changes,
@@ -65,6 +77,7 @@ pub fn take_over(config: &Config) -> Result<(), Error> {
         users,
         roles,
         alarms,
+        log_entries,
         took_millis,
         "imported the etcd's data; its own files are as they were"
     );
@@ -80,7 +93,7 @@ pub fn import_folder(
     folder: &Path,
     config: &Config,
     progress: impl FnMut(u64, u64),
-) -> Result<Report, Error> {
+) -> Result<Imported, Error> {
     let path = || folder.to_owned();
     let database_path = database_of(folder);
     let cannot = |cause| Error::Folder {
@@ -153,7 +166,7 @@ pub fn import_file(
     options: Options,
     config: &Config,
     progress: impl FnMut(u64, u64),
-) -> Result<Report, Error> {
+) -> Result<Imported, Error> {
     let unreadable = |cause| Error::Unreadable {
         path: file.to_owned(),
         cause,
@@ -190,7 +203,7 @@ fn fill(
     options: Options,
     config: &Config,
     mut progress: impl FnMut(u64, u64),
-) -> Result<Report, Error> {
+) -> Result<Imported, Error> {
     let import = |cause| Error::Import {
         path: source.path.to_owned(),
         cause,
@@ -202,12 +215,17 @@ fn fill(
         let (index, term) = (state.consistent_index, state.term);
         restore::fill(database, state, identity, options, disks[0], &mut progress)
             .map_err(import)?;
+        let mut log_entries = 0;
         if let Some((folder, log)) = source.log
             && log.newer() > 0
         {
             take_newer(folder, log, (index, term), config, disks, &mut progress)?;
+            log_entries = log.newer();
         }
-        restore::prove(disks, &mut progress).map_err(import)
+        Ok(Imported {
+            report: restore::prove(disks, &mut progress).map_err(import)?,
+            log_entries,
+        })
     })
 }
 

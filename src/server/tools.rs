@@ -14,6 +14,7 @@ use tonic::Status;
 use tonic::transport::Endpoint;
 
 use super::data_dir::{DataDir, has_store, refuse_full};
+use super::import::Imported;
 use super::{Error, import};
 use crate::config::{Format, SaveFrom, Tool};
 use crate::proto::etcdserverpb::SnapshotRequest;
@@ -57,17 +58,17 @@ pub fn run(tool: &Tool, draw: bool) -> Result<String, Error> {
         } => {
             refuse_full(&config.data_dir)?;
             let options = Options { bump: *bump };
-            let report = import::import_file(file, *check_hash, options, config, progress)?;
-            Ok(told(&report, &config.data_dir))
+            let imported = import::import_file(file, *check_hash, options, config, progress)?;
+            Ok(told(&imported, &config.data_dir))
         }
         Tool::Import { from, config } => {
             refuse_full(&config.data_dir)?;
-            let report = if from.is_dir() {
+            let imported = if from.is_dir() {
                 import::import_folder(from, config, progress)?
             } else {
                 import::import_file(from, true, Options::default(), config, progress)?
             };
-            Ok(told(&report, &config.data_dir))
+            Ok(told(&imported, &config.data_dir))
         }
     };
     bar.finish_and_clear();
@@ -85,7 +86,8 @@ fn bar(draw: bool) -> ProgressBar {
     bar
 }
 
-fn told(report: &Report, data_dir: &Path) -> String {
+fn told(imported: &Imported, data_dir: &Path) -> String {
+    let report = &imported.report;
     let Report {
         changes, revision, ..
     } = report;
@@ -100,6 +102,7 @@ fn told(report: &Report, data_dir: &Path) -> String {
         (report.roles, "roles"),
         (report.alarms, "alarms"),
         (report.strays, "keys of leases that are not there"),
+        (imported.log_entries, "entries of the log among it"),
     ] {
         if count > 0 {
             rest.push_str(&format!(", {count} {what}"));
