@@ -1,7 +1,6 @@
 //! What the engine does about leases for its callers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -19,9 +18,6 @@ const KEY_BYTES: usize = 64;
 
 /// A list above this is made on a thread for reads.
 const SHORT_LIST_BYTES: usize = 64 << 10;
-
-/// After what time the removal of a lease is asked anew that an alarm has refused.
-const EXPIRE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Answer to a keep-alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,24 +67,16 @@ impl Engine {
             Renewal::Renewed(ttl_secs) => ttl_secs,
             Renewal::Unknown => 0,
             Renewal::Due => {
-                self.expire(id).await?;
+                let expire = || self.ask(Command::Expire(Expire::One(id)), 0);
+                expire().await?;
+                // It goes in parts if it has very many keys.
+                while self.leases.is_due(id) {
+                    expire().await?;
+                }
                 0
             }
         };
         Ok(KeptAlive { ttl_secs, revision })
-    }
-
-    /// Removes a lease that has run out; in parts if it has very many keys. As in etcd, that has to
-    /// wait while an alarm forbids it.
-    async fn expire(&self, id: i64) -> Result<(), Error> {
-        loop {
-            match self.ask(Command::Expire(Expire::One(id)), 0).await {
-                Err(Error::Corrupt) => tokio::time::sleep(EXPIRE_PAUSE).await,
-                Err(error) => return Err(error),
-                Ok(_) if self.leases.is_due(id) => {}
-                Ok(_) => return Ok(()),
-            }
-        }
     }
 
     /// How long a lease has to live, and with `with_keys` what keys it has. The room is to be held

@@ -96,12 +96,7 @@ async fn keep_alive(
     answers: &mpsc::Sender<Result<pb::LeaseKeepAliveResponse, Status>>,
 ) -> Result<(), Status> {
     while let Some(request) = requests.message().await? {
-        let kept = tokio::select! {
-            biased;
-            kept = context.engine.keep_alive(request.id) => kept?,
-            // It can take long: see there.
-            () = answers.closed() => break,
-        };
+        let kept = context.engine.keep_alive(request.id).await?;
         let answer = pb::LeaseKeepAliveResponse {
             header: Some(context.header(kept.revision)),
             id: request.id,
