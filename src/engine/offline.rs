@@ -4,7 +4,7 @@
 //! request ─► judge, in order ─► log, publish      many share a sync
 //!                         └─► flush when due      end: all is in the tables, and no log is left
 //! ```
-//! What was asked is judged as it was when it was asked: by the same judge, and by the alarms and
+//! What was asked is judged as it was when it was asked: by the same judge, alarms included, and by
 //! the rights of then. Time stands still, since what time decided was logged as well: a lease ends
 //! where the log says so. Whoever opens this must throw the store away unless [`Offline::end`] has
 //! answered.
@@ -23,7 +23,6 @@ use crate::snapshot::rows;
 use crate::storage;
 use crate::storage::row::LeaseRow;
 use crate::storage::settler::{Outcome, Settler};
-use crate::storage::small::Bucket;
 use crate::storage::store::{self, Identity, Settings, Store};
 
 /// Most requests that share one sync.
@@ -52,13 +51,6 @@ pub struct Asker {
 pub enum Request {
     /// What clients of ours can ask for as well.
     Command(Command),
-    /// That an alarm, a row's key, is raised or taken back.
-    Alarm {
-        /// Its key in [`Bucket::Alarm`].
-        key: Vec<u8>,
-        /// Whether it is raised.
-        raised: bool,
-    },
     /// That so many seconds are left of leases; 0 is all of their TTL.
     Left(Vec<(i64, u64)>),
     /// A change of users or roles, or of whether authentication is on.
@@ -120,10 +112,6 @@ impl Offline {
                 if self.is_permitted(&logged.asker, command)? {
                     self.judge(command)?;
                 }
-            }
-            Request::Alarm { key, raised } => {
-                self.store
-                    .set_small(Bucket::Alarm, key, raised.then_some(b""));
             }
             Request::Left(left) => {
                 // So that leases granted just now are known.
@@ -248,12 +236,14 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::engine::alarm::{Alarm, By, Kind};
     use crate::lease::expiry::deadline_at_start;
     use crate::mvcc::request::Put;
     use crate::proto::authpb::User;
     use crate::storage::check;
     use crate::storage::disk::Disk;
     use crate::storage::disk::real::RealDisk;
+    use crate::storage::small::Bucket;
     use crate::storage::store::{Stopped, read_stopped};
 
     fn disks(folder: &TempDir) -> [Arc<dyn Disk>; 2] {
@@ -320,8 +310,11 @@ mod tests {
         let folder = TempDir::new().expect("a folder for the test can be made");
         let mut store = open(&folder);
         let alarm = |kind, raised| {
-            let key = rows::alarm_key(9, kind);
-            Request::Alarm { key, raised }
+            let alarm = Alarm { member: 9, kind };
+            Request::Command(match raised {
+                true => Command::Raise(alarm, By::Client),
+                false => Command::Clear(alarm),
+            })
         };
         let compact = |revision| {
             let physical = false;
@@ -331,19 +324,19 @@ mod tests {
         take(&mut store, grant(5, 100));
         take(&mut store, put("a", 5)); // 2
         take(&mut store, compact(3)); // of the future
-        take(&mut store, alarm(1, true));
+        take(&mut store, alarm(Kind::NoSpace, true));
         take(&mut store, put("b", 0));
         take(&mut store, grant(6, 100));
         take(&mut store, compact(2));
-        take(&mut store, alarm(2, true));
+        take(&mut store, alarm(Kind::Corrupt, true));
         take(&mut store, Request::Command(Command::Revoke(5)));
-        take(&mut store, alarm(2, false));
+        take(&mut store, alarm(Kind::Corrupt, false));
         take(&mut store, Request::Command(Command::Revoke(6))); // no such lease
-        take(&mut store, alarm(1, false));
-        take(&mut store, alarm(1, false));
+        take(&mut store, alarm(Kind::NoSpace, false));
+        take(&mut store, alarm(Kind::NoSpace, false));
         take(&mut store, put("c", 5)); // 3
         take(&mut store, Request::Command(Command::Revoke(5))); // 4
-        take(&mut store, alarm(2, true));
+        take(&mut store, alarm(Kind::Corrupt, true));
         for _ in 0..3 {
             take(&mut store, put("d", 0));
         }

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::convert;
+use crate::engine::alarm::By;
 use crate::engine::command::Command;
 use crate::engine::offline::{Asker, Logged, Request};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::snapshot::fields::{Field, Fields};
-use crate::snapshot::rows::alarm_key;
 
 const NO_REQUEST: &str = "a request that is none";
 
@@ -94,7 +94,10 @@ fn read_request(number: u64, bytes: &[u8]) -> Result<Request, &'static str> {
             let request: pb::LeaseRevokeRequest = decoded(bytes)?;
             Command::Revoke(request.id)
         }
-        10 => return Ok(alarm(decoded(bytes)?)),
+        10 => match alarm(decoded(bytes)?) {
+            Some(command) => command,
+            None => return Ok(Request::Nothing),
+        },
         11 => {
             let request: pb::LeaseCheckpointRequest = decoded(bytes)?;
             let left = request.checkpoints.into_iter();
@@ -112,17 +115,14 @@ fn read_request(number: u64, bytes: &[u8]) -> Result<Request, &'static str> {
     Ok(Request::Command(command))
 }
 
-fn alarm(request: pb::AlarmRequest) -> Request {
-    let raised = match AlarmAction::try_from(request.action) {
-        Ok(AlarmAction::Activate) => true,
-        Ok(AlarmAction::Deactivate) => false,
-        _ => return Request::Nothing,
-    };
-    if request.alarm == i32::from(pb::AlarmType::None) {
-        return Request::Nothing;
+/// Whoever raised it then, we do not clear it by ourselves.
+fn alarm(request: pb::AlarmRequest) -> Option<Command> {
+    let alarm = convert::alarm(request.member_id, request.alarm)?;
+    match AlarmAction::try_from(request.action) {
+        Ok(AlarmAction::Activate) => Some(Command::Raise(alarm, By::Client)),
+        Ok(AlarmAction::Deactivate) => Some(Command::Clear(alarm)),
+        _ => None,
     }
-    let key = alarm_key(request.member_id, request.alarm);
-    Request::Alarm { key, raised }
 }
 
 fn decoded<M: Message + Default>(bytes: Bytes) -> Result<M, &'static str> {
@@ -214,7 +214,7 @@ mod tests {
             alarm: 1,
         };
         let alarm = read_request(10, &alarm);
-        assert!(matches!(alarm, Request::Alarm { raised: true, .. }));
+        assert!(matches!(alarm, Request::Command(Command::Raise(..))));
         let get = read_request(10, &pb::AlarmRequest::default());
         assert!(matches!(get, Request::Nothing));
         let auth = read_request(1000, &pb::AuthEnableRequest {});

@@ -42,11 +42,6 @@ pub fn check(bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
     sound.then_some(()).ok_or(Damaged(what))
 }
 
-/// The key of an alarm: who raised it, and its kind.
-pub fn alarm_key(member_id: u64, alarm: i32) -> Vec<u8> {
-    AlarmMember { member_id, alarm }.encode_to_vec()
-}
-
 /// How often users, roles and whether authentication is on have changed, from 1.
 pub fn auth_revision(small: &Small) -> u64 {
     let row = small.get(Bucket::Auth, AUTH_REVISION);
