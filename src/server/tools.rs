@@ -189,6 +189,8 @@ fn readable(bytes: u64) -> String {
             (size, unit) = (size / 1000.0, larger);
         }
     }
+    // Rounded before it is known how many digits are told.
+    let size = (size * 10.0).round() / 10.0;
     match unit {
         "B" => format!("{bytes} B"),
         _ if size < 10.0 => format!("{size:.1} {unit}"),

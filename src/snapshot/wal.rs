@@ -5,7 +5,8 @@
 //! record    a protobuf message: kind, checksum, data     metadata, entry, state, checksum, snapshot
 //! ```
 //! The checksum runs on over all records of all segments. Only the last segment may end within a
-//! record: what was being written when the machine stopped.
+//! record: what was being written when the machine stopped. Where others lie behind such a record it
+//! is damage: etcd would cut them off with it, though they were answered.
 //!
 //! The log is read twice: once to find out which entries count, since an entry takes the place of
 //! one of its index and of all behind that; and once to hand those out. Of an entry that the
@@ -294,15 +295,14 @@ impl Walk {
             if frame == 0 {
                 return Ok(());
             }
-            let length = frame & ((1 << 56) - 1);
-            let padding = if frame >> 63 == 1 { frame >> 56 & 7 } else { 0 };
+            let (length, padding) = lengths(frame);
             let damaged = |what| Error::Damaged {
                 file: path.to_owned(),
                 at,
                 what,
             };
             if length > RECORD_BYTES_MAX || length + padding > segment.size - at - 8 {
-                return match segment.is_last {
+                return match segment.is_last && !is_followed(file, None).map_err(failed)? {
                     true => Ok(()),
                     false => Err(damaged("a record reaches beyond the end").into()),
                 };
@@ -325,7 +325,11 @@ impl Walk {
                 })?,
                 Err(what) => {
                     self.crc = before;
-                    return match segment.is_last && is_torn(&bytes, at + 8) {
+                    let crc = Record::read(&bytes[..length as usize]).map(|record| record.crc);
+                    let is_torn = segment.is_last
+                        && is_torn(&bytes, at + 8)
+                        && !is_followed(file, crc).map_err(failed)?;
+                    return match is_torn {
                         true => Ok(()),
                         false => Err(damaged(what).into()),
                     };
@@ -338,15 +342,7 @@ impl Walk {
 
     fn take<'a>(&mut self, record: &'a [u8]) -> Result<Told<'a>, &'static str> {
         const WHAT: &str = "a record that is none";
-        let (mut kind, mut crc, mut data) = (0, 0, &[][..]);
-        for field in Fields(record) {
-            match field.ok_or(WHAT)? {
-                (1, Field::Number(number)) => kind = number,
-                (2, Field::Number(number)) => crc = number as u32,
-                (3, Field::Bytes(bytes)) => data = bytes,
-                _ => return Err(WHAT),
-            }
-        }
+        let Record { kind, crc, data } = Record::read(record).ok_or(WHAT)?;
         let first = !std::mem::replace(&mut self.any, true);
         if std::mem::take(&mut self.begins) && kind != CRC || !(METADATA..=SNAPSHOT).contains(&kind)
         {
@@ -438,6 +434,80 @@ pub fn member_change(data: &[u8]) -> Result<MemberChange, &'static str> {
         }
         _ => Err(WHAT),
     }
+}
+
+/// A record as it lies in its frame.
+#[derive(Debug, Clone, Copy)]
+struct Record<'a> {
+    kind: u64,
+    crc: u32,
+    data: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Record<'a>> {
+        let mut record = Record {
+            kind: 0,
+            crc: 0,
+            data: &[],
+        };
+        for field in Fields(bytes) {
+            match field? {
+                (1, Field::Number(number)) => record.kind = number,
+                (2, Field::Number(number)) => record.crc = number as u32,
+                (3, Field::Bytes(bytes)) => record.data = bytes,
+                _ => return None,
+            }
+        }
+        Some(record)
+    }
+
+    /// The record whose frame `bytes` begin with, and what is behind it.
+    fn framed(bytes: &'a [u8]) -> Option<(Record<'a>, &'a [u8])> {
+        let (frame, rest) = bytes.split_first_chunk()?;
+        let (length, padding) = lengths(u64::from_le_bytes(*frame));
+        let (record, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        let record = Record::read(record)?;
+        let is_one = (METADATA..=SNAPSHOT).contains(&record.kind) && record.kind != CRC;
+        is_one.then_some((record, rest.get(padding as usize..)?))
+    }
+
+    fn comes_behind(&self, crc: u32) -> bool {
+        crc32c::crc32c_append(crc, self.data) == self.crc
+    }
+}
+
+/// Lengths of the record and of its padding, from the frame before them.
+fn lengths(frame: u64) -> (u64, u64) {
+    let padding = if frame >> 63 == 1 { frame >> 56 & 7 } else { 0 };
+    (frame & ((1 << 56) - 1), padding)
+}
+
+/// Whether sound records follow one that is not, whose checksum may be known: the very next, or two
+/// of which the one goes with the other. They begin at multiples of eight, as the bytes do.
+fn is_followed(mut rest: impl Read, crc: Option<u32>) -> io::Result<bool> {
+    /// More than that is not looked through: it is no torn end.
+    const LOOKED_AT_BYTES_MAX: usize = 1 << 30;
+    let mut bytes = Vec::new();
+    let read = (&mut rest).take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
+    if read as u64 == RECORD_BYTES_MAX {
+        return Ok(true);
+    }
+    let mut looked_at = 0;
+    for begin in (0..bytes.len()).step_by(8) {
+        let Some((record, behind)) = Record::framed(&bytes[begin..]) else {
+            continue;
+        };
+        looked_at += record.data.len();
+        let is_next = begin == 0 && crc.is_some_and(|crc| record.comes_behind(crc));
+        let next = Record::framed(behind);
+        looked_at += next.map_or(0, |(next, _)| next.data.len());
+        let goes_on = next.is_some_and(|(next, _)| next.comes_behind(record.crc));
+        if is_next || goes_on || looked_at > LOOKED_AT_BYTES_MAX {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a sector of the record was never written. `at` is where it begins in the file.
@@ -639,6 +709,29 @@ mod tests {
                 .to_string();
             assert!(error.contains(".wal, byte "), "{error}");
         }
+        // With others behind it, it is no torn end.
+        let mut zeros = Segment::after(0);
+        let begin = zeros.bytes.len();
+        zeros.entry(1, &[0; 3000]);
+        let behind = zeros.bytes.len();
+        zeros.entry(2, &put());
+        let last = zeros.bytes.len();
+        for (flipped, length, newer_or_damage) in [
+            (begin + 1000, behind, Some(0)),
+            (begin + 1000, last, None),
+            (begin + 6, behind, Some(0)),
+            (behind + 6, last, Some(1)),
+        ] {
+            let mut bytes = zeros.bytes[..length].to_vec();
+            bytes[flipped] ^= 1;
+            Segment { crc: 0, bytes }.write(folder, 0);
+            let found = newer(folder, 0).ok();
+            assert_eq!(found, newer_or_damage, "byte {flipped} of {length}");
+        }
+        zeros.entry(3, &put());
+        zeros.bytes[begin + 6] ^= 1;
+        zeros.write(folder, 0);
+        assert!(newer(folder, 0).is_err());
         // Torn, and with a segment behind it.
         let cut = Segment {
             crc: 0,

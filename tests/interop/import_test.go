@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,14 @@ func TestRestoreOfAnEtcdsSnapshot(t *testing.T) {
 			run(t, tool, append([]string{"snapshot", "restore", file, "--data-dir", s.dataDir(),
 				"--initial-cluster", "default=" + s.peerURL, "--initial-advertise-peer-urls", s.peerURL}, flags...)...)
 		}
+		restored := filepath.Join(a.dataDir(), "member", "snap", "db")
+		sameStatus(t, b.program, restored)
+		// What etcdutl makes is imported like any other directory.
+		other := filepath.Join(b.dir, "other")
+		run(t, b.program, "import", a.dataDir(), "--data-dir", other)
+		if theirs, own := run(t, b.program, "check", "--data-dir", other), run(t, b.program, "check", "--data-dir", b.dataDir()); string(theirs) != string(own) {
+			t.Errorf("imported: %s, restored: %s", theirs, own)
+		}
 		out := refused(t, b.program, "snapshot", "restore", file, "--data-dir", b.dataDir())
 		if !strings.Contains(out, "is not empty") {
 			t.Errorf("of a full directory it says: %s", out)
@@ -189,6 +198,84 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 			t.Fatal("a damaged file left a directory")
 		}
 	}
+}
+
+// TestImportFromOddPlaces has what can be in the way of an import and is not.
+func TestImportFromOddPlaces(t *testing.T) {
+	t.Run("log elsewhere", func(t *testing.T) {
+		a, b := newServer(t, "A", programA(), "--wal-dir", filepath.Join(t.TempDir(), "log")), newServer(t, "B", programB())
+		b.flags = append(b.flags, "--wal-dir", filepath.Join(b.dir, "log"))
+		inBoth(t, a, b, (*server).start)
+		a.must(t, &pb.PutRequest{Key: []byte("k")})
+		a.kill()
+		b.kill()
+		a.moveTo(t, b)
+		// Here it goes on in the etcd's folder, beside the etcd's files.
+		b.flags = slices.Clone(a.flags)
+		must(t, b.startOnce())
+		if b.must(t, &pb.RangeRequest{Key: []byte("k")}).(*pb.RangeResponse).Count != 1 {
+			t.Error("what was put is gone")
+		}
+		must(t, b.restart())
+	})
+	t.Run("unreadable snapshots of members", func(t *testing.T) {
+		a, b := startPair(t)
+		a.must(t, &pb.PutRequest{Key: []byte("k")})
+		b.kill()
+		must(t, a.stop())
+		a.moveTo(t, b)
+		for _, name := range []string{"0000000000000001-0000000000000002.snap", "db.tmp.123", "0000000000000009.snap.db"} {
+			must(t, os.WriteFile(filepath.Join(b.dataDir(), "member", "snap", name), []byte("?"), 0o600))
+		}
+		must(t, b.startOnce())
+	})
+}
+
+// TestImportRefusesWithWhatToDo has directories that cannot be taken over.
+func TestImportRefusesWithWhatToDo(t *testing.T) {
+	refuses := func(t *testing.T, b *server, folder, why string) {
+		t.Helper()
+		other := filepath.Join(b.dir, "other")
+		if out := refused(t, b.program, "import", folder, "--data-dir", other); !strings.Contains(out, why) {
+			t.Errorf("it says: %s", out)
+		}
+		if _, err := os.Stat(filepath.Join(other, "metastore")); err == nil {
+			t.Error("there is a store all the same")
+		}
+	}
+	for name, flags := range map[string][]string{"member in the database": nil, "member in the log": uncommitted} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newServer(t, "A", programA(), flags...), newServer(t, "B", programB())
+			must(t, a.start())
+			run(t, etcdctl, "--endpoints", a.clientURL, "member", "add", "other", "--peer-urls", "http://127.0.0.1:1")
+			a.kill()
+			refuses(t, b, a.dataDir(), "one of 2 members")
+		})
+	}
+	t.Run("damaged log", func(t *testing.T) {
+		a, b := newServer(t, "A", programA(), uncommitted...), newServer(t, "B", programB())
+		must(t, a.start())
+		for range 100 {
+			a.must(t, &pb.PutRequest{Key: []byte("k"), Value: make([]byte, 1000)})
+		}
+		a.kill()
+		logs, err := filepath.Glob(filepath.Join(a.dataDir(), "member", "wal", "*.wal"))
+		must(t, err)
+		sound, err := os.ReadFile(logs[0])
+		must(t, err)
+		for range 10 {
+			bytes := slices.Clone(sound)
+			bytes[20_000+rand.IntN(50_000)] ^= 1
+			must(t, os.WriteFile(logs[0], bytes, 0o600))
+			refuses(t, b, a.dataDir(), ".wal, byte ")
+		}
+		must(t, os.WriteFile(logs[0], sound, 0o600))
+		database := filepath.Join(a.dataDir(), "member", "snap", "db")
+		must(t, os.WriteFile(database, []byte("?"), 0o600))
+		refuses(t, b, a.dataDir(), "not a bbolt file")
+		must(t, os.Remove(database))
+		refuses(t, b, a.dataDir(), "No such file")
+	})
 }
 
 // sameStatus compares what both tools say of a file.
