@@ -185,18 +185,21 @@ impl Store {
     /// Begins a snapshot, and puts something, so that nobody else holds its view.
     fn begin(&mut self) -> (metastore::engine::snapshots::Snapshot, Weak<View>) {
         let view = Arc::downgrade(&self.engine.view());
-        let member = Member {
-            id: 2,
-            name: "default".to_owned(),
-            peer_urls: Vec::new(),
-            client_urls: Vec::new(),
-            term: 1,
-        };
-        let snapshot = self.runtime.block_on(self.engine.snapshot(member));
+        let snapshot = self.runtime.block_on(self.engine.snapshot(member()));
         let snapshot = snapshot.expect("a snapshot is begun");
         assert!(view.strong_count() > 0, "the snapshot is still being read");
         self.put(u32::MAX);
         (snapshot, view)
+    }
+}
+
+fn member() -> Member {
+    Member {
+        id: 2,
+        name: "default".to_owned(),
+        peer_urls: Vec::new(),
+        client_urls: Vec::new(),
+        term: 1,
     }
 }
 
@@ -276,6 +279,31 @@ impl Disk for NoRoom {
     fn free_bytes(&self) -> io::Result<u64> {
         self.disk.free_bytes()
     }
+}
+
+/// Threads for long reads that are taken, by clients that read nothing and for whom there is no file.
+#[test]
+fn who_waits_for_a_thread_holds_no_view() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let mut store = Store::on(10_000_000, |disk| {
+        let refused = Arc::clone(&refused);
+        Arc::new(NoRoom { disk, refused })
+    });
+    let (_first, _) = store.begin();
+    let (_second, _) = store.begin();
+    let view = Arc::downgrade(&store.engine.view());
+    let engine = Arc::clone(&store.engine);
+    let snapshot = store
+        .runtime
+        .spawn(async move { engine.snapshot(member()).await });
+    let engine = Arc::clone(&store.engine);
+    let hash = store.runtime.spawn(async move { engine.hash_kv(0).await });
+    // Both have been asked before this is answered.
+    store.put(0);
+    await_end_of(&view);
+    assert!(!snapshot.is_finished() && !hash.is_finished());
+    snapshot.abort();
+    hash.abort();
 }
 
 /// Without room for a file the client has longer, and gets all if it is back within that time.

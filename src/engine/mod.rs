@@ -421,12 +421,14 @@ impl Engine {
         read: impl Fn(&View, &Counts) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, Error> {
         let read = Arc::new(read);
-        let mut view = self.view();
         loop {
+            let thread = acquire(threads).await?;
+            // Only now: who waits for a thread holds no view.
+            let view = self.view();
             let read = Arc::clone(&read);
             let in_this = move |view: &View, counts: &Counts| read(view, counts);
-            match self.run_on(threads, Arc::clone(&view), in_this).await {
-                Err(Error::Storage(storage::Error::Closed)) => view = self.next_view(&view).await?,
+            match self.run_on(thread, Arc::clone(&view), in_this).await {
+                Err(Error::Storage(storage::Error::Closed)) => drop(self.next_view(&view).await?),
                 done => return self.unless_failed(done),
             }
         }
@@ -469,17 +471,16 @@ impl Engine {
         view: Arc<View>,
         read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.run_on(&self.read_threads, view, read).await
+        let thread = acquire(&self.read_threads).await?;
+        self.run_on(thread, view, read).await
     }
 
     async fn run_on<T: Send + 'static>(
         self: &Arc<Self>,
-        threads: &Arc<Semaphore>,
+        thread: OwnedSemaphorePermit,
         view: Arc<View>,
         read: impl FnOnce(&View, &Counts) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let thread = Arc::clone(threads).acquire_owned().await;
-        let thread = thread.map_err(|_| Error::Stopped)?;
         let engine = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             // It is taken until the read has ended, though who asked may have gone.
@@ -488,6 +489,12 @@ impl Engine {
         });
         done.await.unwrap_or(Err(Error::Stopped))
     }
+}
+
+/// Waits for one of `threads`.
+async fn acquire(threads: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
+    let thread = Arc::clone(threads).acquire_owned().await;
+    thread.map_err(|_| Error::Stopped)
 }
 
 /// What was selected with all effort.

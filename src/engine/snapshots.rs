@@ -20,7 +20,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::Engine;
+use super::{Engine, acquire};
 use crate::clock::Clock;
 use crate::mvcc::Error;
 use crate::snapshot::bbolt::writer::Size;
@@ -87,11 +87,10 @@ impl Engine {
             taken: 0,
             rest: Bytes::new(),
         };
-        let mut view = self.view();
         loop {
-            let threads = Arc::clone(&self.long_read_threads);
-            let thread = threads.acquire_owned().await;
-            let thread = thread.map_err(|_| Error::Stopped)?;
+            let thread = acquire(&self.long_read_threads).await?;
+            // Only now: who waits for a thread holds no view.
+            let view = self.view();
             let producer = Producer {
                 pipe: Arc::clone(&pipe),
                 spools: Arc::clone(&self.spools),
@@ -109,7 +108,7 @@ impl Engine {
             });
             match pipe.size().await {
                 Err(snapshot::Error::Storage(storage::Error::Closed)) => {
-                    view = self.next_view(&view).await?;
+                    drop(self.next_view(&view).await?);
                 }
                 sized => {
                     snapshot.size = self.unless_failed(sized.map_err(told))?;
@@ -172,9 +171,7 @@ impl Snapshot {
     }
 
     async fn read(&self, file: Arc<dyn DiskFile>, at: u64, length: usize) -> Result<Bytes, Error> {
-        let threads = Arc::clone(&self.engine.read_threads);
-        let thread = threads.acquire_owned().await;
-        let thread = thread.map_err(|_| Error::Stopped)?;
+        let thread = acquire(&self.engine.read_threads).await?;
         let read = tokio::task::spawn_blocking(move || {
             let _thread = thread;
             let mut bytes = vec![0; length];
