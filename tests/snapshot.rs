@@ -169,6 +169,20 @@ impl Store {
         store
     }
 
+    /// One of 10 MB whose data folder has no room for more; and how often some was wanted.
+    fn without_room(panics: bool) -> (Store, Arc<AtomicUsize>) {
+        let refused = Arc::new(AtomicUsize::new(0));
+        let store = Store::on(10_000_000, |disk| {
+            let refused = Arc::clone(&refused);
+            Arc::new(NoRoom {
+                disk,
+                refused,
+                panics,
+            })
+        });
+        (store, refused)
+    }
+
     fn put(&mut self, number: u32) {
         let put = Put {
             key: Bytes::from(number.to_be_bytes().to_vec()),
@@ -245,6 +259,8 @@ fn a_slow_client_holds_no_view_and_gets_all() {
 struct NoRoom {
     disk: RealDisk,
     refused: Arc<AtomicUsize>,
+    /// Ends the thread that wants one.
+    panics: bool,
 }
 
 impl Disk for NoRoom {
@@ -259,6 +275,7 @@ impl Disk for NoRoom {
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
         if name.contains("spool") {
             self.refused.fetch_add(1, Ordering::Relaxed);
+            assert!(!self.panics, "as a bug would end it");
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.disk.create(name, len)
@@ -284,11 +301,7 @@ impl Disk for NoRoom {
 /// Threads for long reads that are taken, by clients that read nothing and for whom there is no file.
 #[test]
 fn who_waits_for_a_thread_holds_no_view() {
-    let refused = Arc::new(AtomicUsize::new(0));
-    let mut store = Store::on(10_000_000, |disk| {
-        let refused = Arc::clone(&refused);
-        Arc::new(NoRoom { disk, refused })
-    });
+    let (mut store, _) = Store::without_room(false);
     let (_first, _) = store.begin();
     let (_second, _) = store.begin();
     let view = Arc::downgrade(&store.engine.view());
@@ -309,11 +322,7 @@ fn who_waits_for_a_thread_holds_no_view() {
 /// Without room for a file the client has longer, and gets all if it is back within that time.
 #[test]
 fn a_slow_client_gets_all_without_room_for_a_file() {
-    let refused = Arc::new(AtomicUsize::new(0));
-    let mut store = Store::on(10_000_000, |disk| {
-        let refused = Arc::clone(&refused);
-        Arc::new(NoRoom { disk, refused })
-    });
+    let (mut store, refused) = Store::without_room(false);
     let (mut snapshot, view) = store.begin();
     let total = snapshot.bytes() as usize + TRAILER_BYTES;
     let deadline = Instant::now() + WAIT_MAX;
@@ -331,6 +340,20 @@ fn a_slow_client_gets_all_without_room_for_a_file() {
     assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
     await_end_of(&view);
     assert_eq!(refused.load(Ordering::Relaxed), 1);
+}
+
+/// A client is told when the thread that works for it has ended, however it did.
+#[test]
+fn a_thread_that_panics_ends_the_snapshot() {
+    let (mut store, refused) = Store::without_room(true);
+    let (mut snapshot, view) = store.begin();
+    await_end_of(&view);
+    assert_eq!(refused.load(Ordering::Relaxed), 1);
+    store.runtime.block_on(async {
+        let rest = async { while let Ok(Some(_)) = snapshot.next().await {} };
+        let ended = tokio::time::timeout(WAIT_MAX, rest).await;
+        ended.expect("its end is told");
+    });
 }
 
 #[test]

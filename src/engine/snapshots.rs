@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -400,6 +401,16 @@ impl Producer {
                     return Err(error);
                 }
             }
+        }
+    }
+}
+
+impl Drop for Producer {
+    /// A client must not wait for a thread that has ended.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.pipe
+                .tell(|inner| inner.failed = Some(snapshot::Error::Abandoned));
         }
     }
 }
