@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! Store (the writer's)  ─► log ─► memtable ─► View (any reader's)
-//! Settler (background)  ─► flush, sweep ─► redb ─► View
+//! Settler (background)  ─► flush, sweep, defragment ─► redb ─► View
 //! ```
 
 pub mod bulk;
 pub mod check;
+pub mod defragment;
 pub mod disk;
 pub mod format;
 pub mod key_range;

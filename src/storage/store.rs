@@ -162,6 +162,7 @@ impl Store {
             Arc::clone(&views),
             log.segments(),
             Arc::clone(&space),
+            settings,
         );
         let mut store = Store {
             log,

@@ -26,7 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use redb::{Cursor, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable};
+use redb::{
+    Cursor, Durability, Key, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, Value,
+};
 
 use self::disk::{Backend, Counters};
 use self::meta::Meta;
@@ -64,16 +66,21 @@ pub struct Database {
     file: Arc<dyn DiskFile>,
     counters: Arc<Counters>,
     cache_bytes: usize,
+    /// Whether commits save what a quick start after a crash needs.
+    quick_repair: bool,
+    /// Every reader holds one too.
+    alive: Arc<()>,
 }
 
 impl Database {
-    /// Makes the tables in an empty file.
+    /// Makes the tables in an empty file, which counts for nothing until it is whole and closed.
     pub fn create(
         file: Arc<dyn DiskFile>,
         cache_bytes: usize,
         meta: &Meta,
     ) -> Result<Database, Error> {
-        let database = Database::open(file, cache_bytes)?;
+        let mut database = Database::open(file, cache_bytes)?;
+        database.quick_repair = false;
         let txn = database.begin_write()?;
         txn.open_table(tables::HISTORY)?;
         txn.open_table(tables::INDEX)?;
@@ -93,7 +100,18 @@ impl Database {
             file,
             counters,
             cache_bytes,
+            quick_repair: true,
+            alive: Arc::default(),
         })
+    }
+
+    /// Closes it, as dropping it does, and tells of any failure. The file ends with its last page
+    /// in use then.
+    pub fn close(mut self) -> Result<(), Error> {
+        match self.redb.take() {
+            Some(redb) => Ok(redb.close()?),
+            None => Err(Error::Closed),
+        }
     }
 
     /// Closes the database and opens it again: redb answers nothing more once an I/O error has
@@ -109,6 +127,21 @@ impl Database {
 
     fn redb(&self) -> Result<&redb::Database, Error> {
         self.redb.as_ref().ok_or(Error::Closed)
+    }
+
+    /// Whether anybody holds a reader of it, who would get [`Error::Closed`] if it were dropped.
+    pub fn is_read(&self) -> bool {
+        Arc::strong_count(&self.alive) > 1
+    }
+
+    /// Length of the file, in bytes.
+    pub fn file_bytes(&self) -> Result<u64, Error> {
+        Ok(self.file.size()?)
+    }
+
+    /// Memory for pages, in bytes.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache_bytes
     }
 
     /// Whether it could not be opened anew.
@@ -132,6 +165,7 @@ impl Database {
         Ok(Reader {
             meta: Meta::read(&txn.open_table(tables::META)?)?,
             counters: Arc::clone(&self.counters),
+            _alive: Arc::clone(&self.alive),
             history: txn.open_table(tables::HISTORY)?,
             index: txn.open_table(tables::INDEX)?,
             leases: txn.open_table(tables::LEASES)?,
@@ -335,7 +369,8 @@ impl Database {
         Ok(txn.commit()?)
     }
 
-    /// Adds rows to the end of `history`, in one commit: see [`crate::storage::bulk`].
+    /// Adds rows to the end of `history`, in one commit: see [`crate::storage::bulk`] and
+    /// [`crate::storage::defragment`].
     pub fn append_history(&self, rows: &[(Revision, Vec<u8>)]) -> Result<(), Error> {
         let txn = self.begin_write()?;
         {
@@ -382,7 +417,8 @@ impl Database {
         Ok(txn.commit()?)
     }
 
-    /// The same of `index`: key, descending revision, value.
+    /// The same of `index`: key, descending revision, value. Anywhere in it, though pages are full
+    /// only where all rows come in order.
     pub fn append_index(&self, rows: &[(Vec<u8>, [u8; 12], Vec<u8>)]) -> Result<(), Error> {
         let txn = self.begin_write()?;
         {
@@ -397,6 +433,54 @@ impl Database {
             meta.write(&mut table)?;
         }
         Ok(txn.commit()?)
+    }
+
+    /// Completes a copy of `source` that has all of `history` and `index` up to its revision: adds
+    /// the tables that a flush changes in place, and what `meta` says of all but those two.
+    pub fn complete(&self, source: &Reader) -> Result<(), Error> {
+        self.fill(tables::LEASES, &source.leases)?;
+        self.fill(tables::ATTACHED, &source.attached)?;
+        self.fill(tables::SMALL, &source.small)?;
+        let (rows, bytes) = source.unfinished()?;
+        let counts = self.reader()?.meta;
+        let all = &source.meta;
+        if counts.index_rows != counts.history_rows
+            || counts.history_rows + rows != all.history_rows
+            || counts.history_bytes + bytes != all.history_bytes
+        {
+            return Err(Damaged("a copy of the tables has not the rows that meta counts").into());
+        }
+        self.update_meta(|meta| {
+            *meta = Meta {
+                history_rows: counts.history_rows,
+                history_bytes: counts.history_bytes,
+                index_rows: counts.index_rows,
+                index_bytes: counts.index_bytes,
+                ..all.clone()
+            };
+        })
+    }
+
+    /// Fills an empty table with the rows of another, in order, in slices.
+    fn fill<K: Key + 'static, V: Value + 'static>(
+        &self,
+        table: TableDefinition<'_, K, V>,
+        source: &ReadOnlyTable<K, V>,
+    ) -> Result<(), Error> {
+        let rows_max = (self.cache_bytes / PAGE_BYTES / 4).max(1);
+        let mut rows = source.iter()?.peekable();
+        while rows.peek().is_some() {
+            let txn = self.begin_write()?;
+            {
+                let mut table = txn.open_table(table)?;
+                for row in rows.by_ref().take(rows_max) {
+                    let (key, value) = row?;
+                    table.insert(key.value(), value.value())?;
+                }
+            }
+            txn.commit()?;
+        }
+        Ok(())
     }
 
     /// Removes a slice of what compaction at the floor removes; `false` once nothing is left.
@@ -440,12 +524,13 @@ impl Database {
         Ok(swept < floor)
     }
 
-    /// Every commit is durable, and saves what a quick start after a crash needs.
+    /// Every commit is durable, and saves what a quick start after a crash needs, unless nothing
+    /// would start from the file.
     fn begin_write(&self) -> Result<redb::WriteTransaction, Error> {
         let mut txn = self.redb()?.begin_write()?;
         txn.set_durability(Durability::Immediate)
             .expect("no savepoint forbids durability");
-        txn.set_quick_repair(true);
+        txn.set_quick_repair(self.quick_repair);
         Ok(txn)
     }
 }
@@ -534,6 +619,7 @@ pub struct Reader {
     /// What `meta` said.
     pub meta: Meta,
     counters: Arc<Counters>,
+    _alive: Arc<()>,
     history: ReadOnlyTable<(u64, u32), &'static [u8]>,
     index: ReadOnlyTable<(&'static [u8], &'static [u8; 12]), &'static [u8]>,
     leases: ReadOnlyTable<i64, &'static [u8]>,
@@ -634,9 +720,22 @@ impl Reader {
     /// Visits the rows of `history` in order, until `visit` says `false`.
     pub fn for_each_history(
         &self,
+        visit: impl FnMut(Revision, &[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        self.history_behind(Revision { main: 0, sub: 0 }, visit)
+    }
+
+    /// The same of the rows behind `place`, at which no change is or which is passed over.
+    pub fn history_behind(
+        &self,
+        place: Revision,
         mut visit: impl FnMut(Revision, &[u8]) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        for row in self.history.iter()? {
+        let behind = Bound::Excluded((place.main, place.sub));
+        let rows = self
+            .history
+            .range::<(u64, u32)>((behind, Bound::Unbounded))?;
+        for row in rows {
             let (at, value) = row?;
             let (main, sub) = at.value();
             if !visit(Revision { main, sub }, value.value())? {
@@ -649,9 +748,24 @@ impl Reader {
     /// Visits the rows of `index` in order, until `visit` says `false`: key, revision, value.
     pub fn for_each_index(
         &self,
+        visit: impl FnMut(&[u8], Revision, &[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        // No key is empty.
+        self.index_behind(b"", Revision { main: 0, sub: 0 }, visit)
+    }
+
+    /// The same of the rows behind the one of `key` and `at`.
+    pub fn index_behind(
+        &self,
+        key: &[u8],
+        at: Revision,
         mut visit: impl FnMut(&[u8], Revision, &[u8]) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        for row in self.index.iter()? {
+        let behind = Bound::Excluded((key, &at.encode_descending()));
+        let rows = self
+            .index
+            .range::<(&[u8], &[u8; 12])>((behind, Bound::Unbounded))?;
+        for row in rows {
             let (key, value) = row?;
             let (key, at) = key.value();
             if !visit(key, Revision::decode_descending(at), value.value())? {
@@ -659,6 +773,17 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Rows of `history` beyond `meta.revision`, and their bytes: of a flush that was cut short.
+    fn unfinished(&self) -> Result<(u64, u64), Error> {
+        let (mut rows, mut bytes) = (0, 0);
+        self.history_behind(Revision::last_of(self.meta.revision), |_, value| {
+            rows += 1;
+            bytes += (REVISION_BYTES + value.len()) as u64;
+            Ok(true)
+        })?;
+        Ok((rows, bytes))
     }
 
     /// Visits the rows of `leases` in order.
