@@ -1,4 +1,5 @@
-//! The disk stops at each sync in turn, fills up, or fails: what was answered is there after.
+//! The disk stops at each sync in turn, fills up, or fails: what was answered is there after. The
+//! tables are copied into a new file meanwhile.
 //!
 //! ```text
 //! workload ─► engine ─► simulated disk ─► stop ─► survivors(seed) ─► check, reopen, compare, go on
@@ -279,7 +280,16 @@ fn live(
         let mut random = SplitMix(seed);
         compare(&engine, disk, model, answered, story).await;
         // What a reader was shown stays, too.
-        let answered = work(&engine, model, steps, &mut random, story).await;
+        let halves = [steps / 2, steps - steps / 2];
+        let mut answered = work(&engine, model, halves[0], &mut random, story).await;
+        if !disk.is_stopped() {
+            let defragmenting = Arc::clone(&engine);
+            let defragmenting = tokio::spawn(async move { defragmenting.defragment().await });
+            answered = work(&engine, model, halves[1], &mut random, story).await;
+            let defragmented = soon(defragmenting, story).await.expect("no panic");
+            let ended = disk.is_stopped() && matches!(defragmented, Err(mvcc::Error::Stopped));
+            assert!(ended || defragmented.is_ok(), "{story}: {defragmented:?}");
+        }
         if disk.is_stopped() {
             soon(engine.failed(), story).await;
             let refused = soon(engine.put(put_of("key", "value")), story).await;
@@ -717,6 +727,88 @@ fn a_failed_sync_ends_the_engine() {
             checked(&disk, &story);
         }
     }
+}
+
+fn database_bytes(disk: &SimDisk) -> u64 {
+    let file = disk.folder("data").open(DATABASE_FILE);
+    let size = file.and_then(|file| file.size());
+    size.expect("the database is there")
+}
+
+/// Whoever asks for a defragmentation gets one that begins then. It goes on when they have gone.
+#[test]
+fn a_defragmentation_is_shared_and_needs_nobody() {
+    let runtime = runtime();
+    let story = "defragment";
+    let disk = SimDisk::new();
+    let mut model = Model::new();
+    let engine = open(&disk).expect("there is room");
+    let mut random = SplitMix(11);
+    runtime.block_on(async {
+        work(&engine, &mut model, 400, &mut random, story).await;
+        let before = database_bytes(&disk);
+        let asked = engine.clone();
+        let asked = tokio::spawn(async move { asked.defragment().await });
+        tokio::task::yield_now().await;
+        asked.abort();
+        let gone = soon(asked, story).await.expect_err("it was ended");
+        assert!(gone.is_cancelled());
+        eventually("the file is smaller", || database_bytes(&disk) < before);
+        let mut asked = Vec::new();
+        for _ in 0..20 {
+            let engine = Arc::clone(&engine);
+            asked.push(tokio::spawn(async move { engine.defragment().await }));
+        }
+        for asked in asked {
+            let done = soon(asked, story).await.expect("no panic");
+            done.expect("there is room");
+        }
+        let steps = model.steps();
+        compare(&engine, &disk, &mut model, steps, story).await;
+        // One that waits when the server stops is not begun, and one that has begun is given up.
+        for _ in 0..3 {
+            let engine = Arc::clone(&engine);
+            tokio::spawn(async move { engine.defragment().await });
+        }
+        tokio::task::yield_now().await;
+    });
+    stop(engine, story);
+    assert_eq!(
+        disk.folder("data").list().expect("the disk works"),
+        [DATABASE_FILE, "reserve"]
+    );
+    reopen(&runtime, &disk, &mut model, story);
+}
+
+/// There is room for all but a copy: that is refused, and nothing else.
+#[test]
+fn a_defragmentation_without_room_is_refused() {
+    let runtime = runtime();
+    let story = "no room";
+    let disk = SimDisk::new();
+    let mut model = Model::new();
+    let engine = open(&disk).expect("there is room");
+    runtime.block_on(async {
+        let mut random = SplitMix(12);
+        work(&engine, &mut model, 100, &mut random, story).await;
+        disk.set_capacity(Some(disk.used_bytes() + 2 * SEGMENT_BYTES));
+        for _ in 0..3 {
+            let refused = soon(engine.defragment(), story).await;
+            assert!(
+                matches!(refused, Err(mvcc::Error::NoRoom)),
+                "{story}: {refused:?}"
+            );
+        }
+        let put = Ask::Put(put_of("key 1", "small"));
+        let answer = soon(ask(&engine, put.clone()), story).await;
+        answer.expect("there is room for a put");
+        model.take(&put);
+        disk.set_capacity(None);
+        let done = soon(engine.defragment(), story).await;
+        done.expect("there is room");
+    });
+    stop(engine, story);
+    reopen(&runtime, &disk, &mut model, story);
 }
 
 /// A log folder that takes its time to remove a segment.

@@ -19,6 +19,7 @@
 //! status, members                    what the node says of itself
 //! alarm get [none|nospace|corrupt|N], alarm activate|deactivate TYPE [member=ID]     the node's own alarm if not said
 //! member list, member add URL ... [learner], member update ID URL ..., member remove ID, member promote ID
+//! defragment
 //! move_leader ID, downgrade validate|enable|cancel|N [VERSION]     an id may be `self`, a peer URL `own`
 //! watch STREAM ...                   sends on a watch stream, which is opened by its first request:
 //!     create KEY [prefix | from_key | end=KEY] [rev=N] [id=N] [filter=noput|nodelete|N]... [prev_kv] [fragment]
@@ -93,7 +94,7 @@ macro_rules! scripts {
 }
 
 scripts! {
-    alarm alarm_corrupt alarm_nospace alarm_restart compact compact_restart delete downgrade empty_keys error_order flags
+    alarm alarm_corrupt alarm_nospace alarm_restart compact compact_restart defragment delete downgrade empty_keys error_order flags
     lease_attach lease_expiry lease_grant lease_keep_alive lease_restart lease_revoke lease_txn
     hash hash_compact limits member move_leader put put_ignore quota
     range_errors range_filters range_intervals range_keys_only range_limits range_past range_sort range_stream

@@ -1,4 +1,5 @@
-//! The process is killed under load, again and again on the same data: what was answered is there after.
+//! The process is killed under load, again and again on the same data: what was answered is there after. Its tables are
+//! copied into a new file all the while.
 //!
 //! `METASTORE_KILL_ROUNDS=n` kills that many times, `SEED=n` starts from another seed.
 
@@ -11,8 +12,12 @@ use std::time::Duration;
 
 use common::Server;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
-use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest, request_op};
+use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use metastore::proto::etcdserverpb::{
+    DefragmentRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
+};
 use metastore::storage::disk::sim::SplitMix;
+use tonic::Code;
 use tonic::transport::Channel;
 
 /// Clients that write at once, each to keys of its own.
@@ -68,6 +73,17 @@ async fn write(channel: Channel, client: u64, mut known: Known, mut random: Spli
         known.pending = None;
         for (key, value) in writes {
             known.answered.insert(key, (revision, value));
+        }
+    }
+}
+
+/// Has the tables copied into a new file, again and again, until the server goes away.
+async fn defragment(channel: Channel) {
+    let mut maintenance = MaintenanceClient::new(channel);
+    loop {
+        match maintenance.defragment(DefragmentRequest {}).await {
+            Ok(answer) => assert_eq!(answer.into_inner().header, None),
+            Err(status) => return assert_ne!(status.code(), Code::ResourceExhausted),
         }
     }
 }
@@ -172,6 +188,7 @@ fn a_killed_server_keeps_every_answer() {
                 let channel = server.channel();
                 writing.push(tokio::spawn(write(channel, client, known, SplitMix(seed))));
             }
+            let defragmenting = tokio::spawn(defragment(server.channel()));
             tokio::time::sleep(Duration::from_millis(millis)).await;
             if terminates {
                 server.terminate();
@@ -182,6 +199,9 @@ fn a_killed_server_keeps_every_answer() {
             for writing in writing {
                 all.push(writing.await.expect("writing does not panic"));
             }
+            defragmenting
+                .await
+                .expect("it is answered, or the server gone");
             all
         });
         server.wait();

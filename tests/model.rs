@@ -1,7 +1,7 @@
 //! Any sequence of requests: the store answers as the plain model does.
 //!
 //! Requests draw from few keys and few leases, so that they meet, and aim at revisions near the newest one and
-//! near the floor. In between the store is flushed, swept, stopped and killed. At the end its files
+//! near the floor. In between the store is flushed, swept, defragmented, stopped and killed. At the end its files
 //! are checked, and its tables must hold the model's history.
 //!
 //! `PROPTEST_CASES=n` runs n cases of each property. A case that fails is shown, and kept in
@@ -66,6 +66,10 @@ enum Event {
     Hash(i64),
     /// All is flushed, and swept up to the floor.
     Settle,
+    /// The tables are copied into a new file; what follows is asked before that has ended, or after.
+    Defragment {
+        waits: bool,
+    },
     Restart,
     Crash,
 }
@@ -282,6 +286,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => prop_oneof![4 => 1..6u64, 2 => 6..60u64, 1 => 60..2000u64].prop_map(Event::Pass),
         4 => any_revision().prop_map(Event::Hash),
         2 => Just(Event::Settle),
+        2 => any::<bool>().prop_map(|waits| Event::Defragment { waits }),
         1 => Just(Event::Restart),
         1 => Just(Event::Crash),
     ]
@@ -368,6 +373,14 @@ impl Pair {
             Event::Pass(secs) => {
                 self.model.pass(secs);
                 self.store.pass(secs);
+                Ok(())
+            }
+            Event::Defragment { waits: false } => {
+                self.store.begin_defragment();
+                Ok(())
+            }
+            Event::Defragment { waits: true } => {
+                prop_assert_eq!(told(self.store.defragment()), Ok(()));
                 Ok(())
             }
             Event::Restart => {
@@ -654,6 +667,7 @@ fn any_long_event() -> impl Strategy<Value = Event> {
         8 => read.clone().prop_map(Event::Range),
         2 => read.prop_map(Event::Stream),
         1 => Just(Event::Settle),
+        1 => any::<bool>().prop_map(|waits| Event::Defragment { waits }),
         1 => Just(Event::Crash),
     ]
 }

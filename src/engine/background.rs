@@ -1,8 +1,10 @@
-//! The background thread: flush first, then sweep.
+//! The background thread: flush first, then sweep, then defragment.
 //!
 //! It is handed one sealed memtable at a time, finds by itself what the floor lets it sweep, and
 //! tells those who wait for a sweep when it is done. Between two slices of a sweep it rests, unless
 //! there is a flush. On a full disk it tries again every second.
+//!
+//! A defragmentation begins when nothing is left to sweep, and nothing is swept until it has ended.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::command::{Answer, Reply};
+use super::defragmenting::{self, Defragmenting};
 use super::queue::Queue;
 use super::replies;
 use crate::clock::Clock;
@@ -77,7 +80,7 @@ impl Rest {
     }
 }
 
-/// One who waits until compaction at `floor` is swept.
+/// One who waits until compaction at `floor` is swept, or for a defragmentation that may begin then.
 #[derive(Debug)]
 pub struct Waiter {
     /// The compaction's revision.
@@ -101,6 +104,8 @@ pub struct Background {
 struct Inner {
     sealed: Option<Arc<Sealed>>,
     waiters: VecDeque<Waiter>,
+    /// Those who wait for a defragmentation that has not begun.
+    defragment: Vec<Waiter>,
     /// Ends once nothing is left to flush, or the disk is full.
     stopping: bool,
     /// The last piece of work met a full disk.
@@ -144,6 +149,16 @@ impl Background {
         }
     }
 
+    /// Answers `waiter` when a defragmentation has ended that begins after this; not at all if the
+    /// thread has ended.
+    pub fn defragment(&self, waiter: Waiter) {
+        let mut inner = self.inner();
+        if !inner.ended {
+            inner.defragment.push(waiter);
+            self.change.notify_all();
+        }
+    }
+
     /// Makes the thread end when its work is done.
     pub fn stop(&self) {
         self.inner().stopping = true;
@@ -171,18 +186,29 @@ impl Background {
         queue: &Queue,
     ) -> Result<(), storage::Error> {
         let mut outcome = Outcome::More;
+        let mut defragmenting = Defragmenting::default();
         loop {
             let pause = match outcome {
-                Outcome::More => rest.left(),
+                Outcome::More => rest.left().max(defragmenting.take_rest()),
                 Outcome::Done | Outcome::NoSpace => PAUSE,
             };
-            let Some(sealed) = self.next(pause, outcome == Outcome::NoSpace) else {
+            let ready = settler.can_defragment() && is_swept(views);
+            let ready = ready.then(|| swept(views));
+            let next = self.next(pause, outcome == Outcome::NoSpace, ready);
+            if queue.is_closed() {
+                defragmenting.stop(settler)?;
+                self.inner().defragment.clear();
+            }
+            let Some(sealed) = next else {
                 return Ok(());
             };
             settler.check_disk()?;
-            outcome = match sealed {
+            outcome = match sealed.filter(|_| !defragmenting.is_first(settler)) {
                 Some(sealed) => {
+                    let begun_micros = Clock::System.monotonic_micros();
                     let outcome = settler.flush(&sealed)?;
+                    let took_micros = Clock::System.monotonic_micros() - begun_micros;
+                    defragmenting.flushed(settler, took_micros);
                     if outcome == Outcome::Done {
                         self.inner().sealed = None;
                         self.change.notify_all();
@@ -192,19 +218,25 @@ impl Background {
                         outcome
                     }
                 }
-                None if is_swept(views) => Outcome::Done,
-                None => {
+                None if settler.is_defragmenting() => defragmenting.go_on(settler)?,
+                None if !is_swept(views) => {
                     let outcome = settler.sweep()?;
                     if outcome == Outcome::More {
                         rest.begin();
                     }
                     outcome
                 }
+                None => match self.ready_to_defragment(ready) {
+                    waiters if waiters.is_empty() => Outcome::Done,
+                    waiters => defragmenting.begin(settler, waiters)?,
+                },
             };
             let stuck = outcome == Outcome::NoSpace;
             self.set_stuck(stuck);
             // What was given up is for the work that waits; only then it is kept again.
-            if !stuck {
+            if stuck {
+                defragmenting::refuse(std::mem::take(&mut self.inner().defragment));
+            } else {
                 settler.restore_space()?;
             }
             // The writer may wait for this flush, or hold the memtable that can be freed.
@@ -214,11 +246,21 @@ impl Background {
         }
     }
 
-    /// Waits for work: `Some(None)` is a look at the sweep, `None` is the end.
-    fn next(&self, pause: Duration, no_space: bool) -> Option<Option<Arc<Sealed>>> {
+    /// Waits for work: `Some(None)` is a look at the rest, `None` is the end. `ready` is up to where
+    /// all is swept, if a defragmentation can begin.
+    fn next(
+        &self,
+        pause: Duration,
+        no_space: bool,
+        ready: Option<u64>,
+    ) -> Option<Option<Arc<Sealed>>> {
         let mut inner = self.inner();
         if !pause.is_zero() {
-            let idle = |inner: &mut Inner| (inner.sealed.is_none() || no_space) && !inner.stopping;
+            let idle = |inner: &mut Inner| {
+                let mut defragment = inner.defragment.iter();
+                let begins = defragment.any(|waiter| Some(waiter.floor) <= ready);
+                (inner.sealed.is_none() || no_space) && !begins && !inner.stopping
+            };
             let waited = self.change.wait_timeout_while(inner, pause, idle);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -226,6 +268,15 @@ impl Background {
             return None;
         }
         Some(inner.sealed.clone())
+    }
+
+    /// Those who wait for a defragmentation that can begin now.
+    fn ready_to_defragment(&self, ready: Option<u64>) -> Vec<Waiter> {
+        let mut inner = self.inner();
+        let waiters = inner
+            .defragment
+            .extract_if(.., |waiter| Some(waiter.floor) <= ready);
+        waiters.collect()
     }
 
     fn set_stuck(&self, stuck: bool) {
@@ -261,9 +312,15 @@ impl Drop for EndOnDrop<'_> {
         let mut inner = self.0.inner();
         inner.ended = true;
         inner.waiters.clear();
+        inner.defragment.clear();
         drop(inner);
         self.0.change.notify_all();
     }
+}
+
+/// Compaction up to here is swept.
+fn swept(views: &Views) -> u64 {
+    views.load().settled().meta.swept
 }
 
 fn is_swept(views: &Views) -> bool {

@@ -24,6 +24,8 @@ pub enum Command {
         /// Answer when the compacted rows are gone from the disk.
         physical: bool,
     },
+    /// Give space back to the file system.
+    Defragment,
     /// Grant a lease.
     Grant {
         /// Its id; 0 leaves the choice to the writer.
@@ -67,6 +69,8 @@ pub enum Answer {
     Txn(Decided),
     /// Of [`Command::Compact`]: the newest revision.
     Compact(u64),
+    /// Of [`Command::Defragment`].
+    Defragmented,
     /// Of [`Command::Grant`].
     Granted(Granted),
     /// Of [`Command::Revoke`]: the newest revision.
@@ -118,6 +122,7 @@ impl Command {
             Command::Txn(txn) => txn.can_put(),
             Command::DeleteRange(_)
             | Command::Compact { .. }
+            | Command::Defragment
             | Command::Revoke(_)
             | Command::Expire(_)
             | Command::Raise(..)
@@ -136,7 +141,8 @@ impl Command {
             | Command::Grant { .. }
             | Command::Revoke(_)
             | Command::Expire(_) => true,
-            Command::KeepSigns
+            Command::Defragment
+            | Command::KeepSigns
             | Command::Raise(..)
             | Command::Clear(_)
             | Command::ClearOwn

@@ -59,6 +59,8 @@ pub fn judge(
         }
         Command::Txn(request) => txn::write(store, request, stamp, lease_exists).map(Answer::Txn),
         Command::Compact { revision, .. } => compact(store, *revision),
+        // It decides nothing: it waits its turn, and what was compacted before it can go first.
+        Command::Defragment => Ok(Answer::Defragmented),
         Command::Grant { id, ttl_secs } => grant(store, leases, *id, *ttl_secs),
         Command::Revoke(id) => {
             if !leases.exists(*id) {

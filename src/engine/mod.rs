@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! put, delete_range, txn, compact, grant, revoke, raise, clear ─► queue  ─► writer ─► answer
+//! defragment                                                   ─► queue  ─► writer ─► background ─► answer
 //! range, read_txn                                              ─► view   ─► answer      never the queue
 //! keep_alive, time_to_live, leases                             ─► leases ─► answer      never the queue
 //! ```
@@ -13,6 +14,7 @@ pub mod alarm;
 mod background;
 pub mod command;
 pub mod compactor;
+mod defragmenting;
 mod judge;
 mod leases;
 pub mod offline;
@@ -276,6 +278,14 @@ impl Engine {
         match self.ask(Command::UpdateMember(peer_urls), bytes).await? {
             Answer::UpdatedMember => Ok(()),
             _ => unreachable!("an update is answered as an update"),
+        }
+    }
+
+    /// Gives space back to the file system. It goes on if nobody waits for it any more.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        match self.ask(Command::Defragment, 0).await? {
+            Answer::Defragmented => Ok(()),
+            _ => unreachable!("a defragmentation is answered as a defragmentation"),
         }
     }
 

@@ -57,7 +57,7 @@ pub struct Writer {
     /// Tells the newest revision to those who watch.
     published: watch::Sender<u64>,
     clock: Clock,
-    /// A physical compaction waits for a flush.
+    /// A physical compaction or a defragmentation waits for a flush.
     seal_wanted: bool,
     sealed_millis: u64,
 }
@@ -177,6 +177,9 @@ impl Writer {
                 Command::Compact { physical: true, .. } => {
                     self.wait_for_sweep(asked.reply, outcome, asked.room);
                 }
+                Command::Defragment => {
+                    self.wait_for_defragmentation(asked.reply, outcome, asked.room);
+                }
                 _ => {
                     answers.push((asked.reply, outcome));
                     rooms.extend(asked.room);
@@ -232,6 +235,27 @@ impl Writer {
         }
         self.seal_wanted = true;
         self.background.wait_for_sweep(Waiter {
+            floor,
+            reply,
+            outcome,
+            _room: room,
+        });
+    }
+
+    /// A defragmentation begins when all is swept that was compacted before it.
+    fn wait_for_defragmentation(
+        &mut self,
+        reply: Reply,
+        outcome: Outcome,
+        room: Option<OwnedSemaphorePermit>,
+    ) {
+        if outcome.is_err() {
+            replies::send(vec![(reply, outcome)]);
+            return;
+        }
+        let floor = self.store.view().floor.unwrap_or(0);
+        self.seal_wanted |= self.store.view().settled().meta.swept < floor;
+        self.background.defragment(Waiter {
             floor,
             reply,
             outcome,

@@ -104,7 +104,11 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        Err(Status::unimplemented("Defragment is not supported yet"))
+        tokio::select! {
+            defragmented = self.0.engine.defragment() => defragmented?,
+            () = self.0.stopped() => return Err(Error::Stopped.into()),
+        }
+        Ok(Response::new(pb::DefragmentResponse::default()))
     }
 
     async fn hash(

@@ -116,6 +116,11 @@ impl From<Error> for Status {
             ),
             Error::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
             Error::TooManyAlarms => (Code::ResourceExhausted, "etcdserver: too many requests"),
+            // etcd passes on what the operating system says.
+            Error::NoRoom => (
+                Code::ResourceExhausted,
+                "etcdserver: not enough free disk space to defragment",
+            ),
             Error::Stopped | Error::Storage(_) => (Code::Unavailable, "etcdserver: server stopped"),
         };
         Status::new(code, text)

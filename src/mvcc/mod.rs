@@ -68,6 +68,9 @@ pub enum Error {
     /// There are as many alarms as there may be.
     #[error("there are too many alarms")]
     TooManyAlarms,
+    /// A defragmentation needs more free space on the disk than there is.
+    #[error("there is no room for a defragmentation")]
+    NoRoom,
     /// The store stops.
     #[error("the store stops")]
     Stopped,

@@ -211,6 +211,20 @@ impl TestStore {
         self.runtime.block_on(future)
     }
 
+    /// Copies the tables into a new file.
+    pub(crate) fn defragment(&self) -> Result<(), Error> {
+        self.runtime.block_on(self.engine().defragment())
+    }
+
+    /// The same, and goes on at once.
+    pub(crate) fn begin_defragment(&self) {
+        let engine = Arc::clone(self.engine());
+        // It may be given up by a stop, and nobody waits for it.
+        let defragmenting = self.runtime.spawn(async move { engine.defragment().await });
+        self.runtime.block_on(tokio::task::yield_now());
+        drop(defragmenting);
+    }
+
     /// Grants a lease.
     pub(crate) fn grant(&self, id: i64, ttl_secs: i64) -> Result<Granted, Error> {
         self.runtime.block_on(self.engine().grant(id, ttl_secs))
@@ -342,6 +356,11 @@ impl TestStore {
     pub(crate) fn check(&mut self) -> Report {
         self.stop();
         let [data, log] = self.disks();
+        let names = data.list().expect("the folder can be read");
+        assert!(
+            !names.iter().any(|name| name.ends_with(".new")),
+            "{names:?}"
+        );
         match check(&data, &log, |_, _| ()) {
             Ok(report) => {
                 assert_eq!(report.strays, 0, "a lease is gone, and not all of its keys");

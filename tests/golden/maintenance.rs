@@ -7,9 +7,9 @@ use metastore::proto::etcdserverpb::cluster_client::ClusterClient;
 use metastore::proto::etcdserverpb::downgrade_request::DowngradeAction;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use metastore::proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmType, DowngradeRequest, Member, MemberAddRequest,
-    MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest,
-    MoveLeaderRequest, ResponseHeader, StatusRequest,
+    AlarmMember, AlarmRequest, AlarmType, DefragmentRequest, DowngradeRequest, Member,
+    MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
+    MemberUpdateRequest, MoveLeaderRequest, ResponseHeader, StatusRequest,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -32,6 +32,7 @@ pub(crate) async fn run(
         "alarm" => node.alarm(words).await,
         "member" => node.member(words).await,
         "move_leader" => node.move_leader(words).await,
+        "defragment" => node.defragment(words).await,
         "downgrade" => node.downgrade(words).await,
         _ => return None,
     })
@@ -198,6 +199,13 @@ impl Node {
         let target_id = self.id(words.first("the id")?).await?;
         let request = words.done(MoveLeaderRequest { target_id })?;
         let answer = self.maintenance().move_leader(request).await;
+        let answer = answer.map_err(refused)?.into_inner();
+        Ok(answer::header(answer.header.as_ref()))
+    }
+
+    async fn defragment(&self, words: Words<'_>) -> Result<String, Error> {
+        let request = words.done(DefragmentRequest {})?;
+        let answer = self.maintenance().defragment(request).await;
         let answer = answer.map_err(refused)?.into_inner();
         Ok(answer::header(answer.header.as_ref()))
     }

@@ -99,6 +99,11 @@ var session = []command{
 	{args: "compaction 9999"},
 	{args: "compaction 12 -w json"},
 	{args: "get  --prefix --rev=12 -w json"},
+	{args: "defrag"},
+	{args: "defrag --cluster"},
+	{args: "defrag -w json"},
+	{args: "get  --prefix --rev=12 -w json"},
+	{args: "endpoint hashkv -w json"},
 
 	{args: "member list"},
 	{args: "member list -w json"},
