@@ -18,9 +18,19 @@ use crate::storage::view::View;
 /// What an empty store has as its size: that of an empty etcd, five pages.
 pub const EMPTY_BYTES: u64 = 20_480;
 
-/// Size of the data, in bytes: our own sum over all rows, since files grow by doubling.
+/// Bytes that a database of ours takes when it is empty.
+const EMPTY_FILE_BYTES: u64 = 72 << 10;
+
+/// Bytes of all rows that are really in use, and those of an empty store.
 pub fn used_bytes(view: &View) -> u64 {
     EMPTY_BYTES + view.data_bytes()
+}
+
+/// What the database takes on the disk, as an etcd would that takes as much beyond an empty one; what
+/// is in use at least, since some of that may be in the log alone.
+pub fn file_bytes(view: &View) -> u64 {
+    let beyond_empty = view.settled().file_bytes.saturating_sub(EMPTY_FILE_BYTES);
+    used_bytes(view).max(EMPTY_BYTES + beyond_empty)
 }
 
 /// Whether what costs so many bytes may be added. What costs nothing always may.

@@ -34,11 +34,10 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let view = self.0.engine.view();
         let header = self.0.header(view.revision);
-        let size = quota::used_bytes(&view) as i64;
         Ok(Response::new(pb::StatusResponse {
             version: ETCD_VERSION.into(),
-            db_size: size,
-            db_size_in_use: size,
+            db_size: quota::file_bytes(&view) as i64,
+            db_size_in_use: quota::used_bytes(&view) as i64,
             leader: header.member_id,
             raft_index: view.index,
             raft_applied_index: view.index,

@@ -56,6 +56,7 @@ func TestDefragmentWhileClientsGoOn(t *testing.T) {
 	newest = b.must(t, &pb.PutRequest{Key: []byte("leased"), Lease: lease}).(*pb.PutResponse).Header.Revision
 	b.must(t, &pb.CompactionRequest{Revision: newest - 4, Physical: true})
 	before, lengthBefore := b.file(t)
+	sizeBefore := b.status(t).DbSize
 	hashBefore := b.hashKV(t, newest)
 
 	// What goes on: one client writes, one reads, one watches all that is written.
@@ -133,6 +134,9 @@ func TestDefragmentWhileClientsGoOn(t *testing.T) {
 	after, lengthAfter := b.file(t)
 	if after > before/2 || lengthAfter > lengthBefore/2 {
 		t.Errorf("the file took %d bytes of %d before, and is %d bytes long after %d", after, before, lengthAfter, lengthBefore)
+	}
+	if status := b.status(t); status.DbSize > sizeBefore/2 || status.DbSizeInUse > status.DbSize {
+		t.Errorf("dbSize is %d, of which %d in use, and was %d", status.DbSize, status.DbSizeInUse, sizeBefore)
 	}
 	check := func() {
 		t.Helper()

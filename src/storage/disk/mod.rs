@@ -47,6 +47,11 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
 
+    /// Bytes that it takes on the disk, if that can be told: of its length not all need be allocated.
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.size()
+    }
+
     /// Fills `buf` from `offset` on; `UnexpectedEof` if the file ends before.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 

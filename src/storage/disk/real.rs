@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -132,6 +132,11 @@ struct RealFile(File);
 impl DiskFile for RealFile {
     fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        // Counted in units of 512 bytes, whatever the file system's blocks are.
+        Ok(self.0.metadata()?.blocks() * 512)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

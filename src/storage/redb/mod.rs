@@ -164,6 +164,7 @@ impl Database {
         let txn = self.redb()?.begin_read()?;
         Ok(Reader {
             meta: Meta::read(&txn.open_table(tables::META)?)?,
+            file_bytes: self.file.allocated_bytes()?,
             counters: Arc::clone(&self.counters),
             _alive: Arc::clone(&self.alive),
             history: txn.open_table(tables::HISTORY)?,
@@ -618,6 +619,8 @@ struct Slice {
 pub struct Reader {
     /// What `meta` said.
     pub meta: Meta,
+    /// Bytes that the file took on the disk.
+    pub file_bytes: u64,
     counters: Arc<Counters>,
     _alive: Arc<()>,
     history: ReadOnlyTable<(u64, u32), &'static [u8]>,
