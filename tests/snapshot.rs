@@ -6,8 +6,7 @@ mod common;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +31,8 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
 const TRAILER_BYTES: usize = 32;
+/// Room that is left beside a file for a slow client.
+const MARGIN_BYTES: u64 = 256 << 20;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Buckets of a snapshot file, with as many rows as they have, once its checksum is found right.
@@ -169,18 +170,14 @@ impl Store {
         store
     }
 
-    /// One of 10 MB whose data folder has no room for more; and how often some was wanted.
-    fn without_room(panics: bool) -> (Store, Arc<AtomicUsize>) {
-        let refused = Arc::new(AtomicUsize::new(0));
-        let store = Store::on(10_000_000, |disk| {
-            let refused = Arc::clone(&refused);
-            Arc::new(NoRoom {
-                disk,
-                refused,
-                panics,
-            })
+    /// One whose data folder has that room for more; and what was wanted of it.
+    fn with_room(bytes: usize, room: Room) -> (Store, Wanted) {
+        let wanted = Wanted::default();
+        let store = Store::on(bytes, |disk| {
+            let wanted = Arc::clone(&wanted);
+            Arc::new(Spooling { disk, room, wanted })
         });
-        (store, refused)
+        (store, wanted)
     }
 
     fn put(&mut self, number: u32) {
@@ -254,16 +251,55 @@ fn a_slow_client_holds_no_view_and_gets_all() {
     assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
 }
 
-/// A folder that has no room for a file beside the database; it counts how often one was wanted.
-#[derive(Debug)]
-struct NoRoom {
-    disk: RealDisk,
-    refused: Arc<AtomicUsize>,
-    /// Ends the thread that wants one.
-    panics: bool,
+/// Not even what would fit there: there may be any number of such clients.
+#[test]
+fn a_slow_client_holds_nothing_in_memory() {
+    for bytes in [10_000_000, 300_000] {
+        let (mut store, wanted) = Store::with_room(bytes, Room::Plenty);
+        let (mut snapshot, view) = store.begin();
+        let total = snapshot.bytes() as usize + TRAILER_BYTES;
+        await_end_of(&view);
+        let spooled = wanted.lock().expect("nobody panics with it").clone();
+        assert!(
+            matches!(spooled[..], [length] if length >= total as u64 + MARGIN_BYTES),
+            "{spooled:?} of {total}"
+        );
+        let mut file = Vec::new();
+        store.runtime.block_on(async {
+            while let Some(piece) = snapshot.next().await.expect("the file is there") {
+                assert!(piece.len() == PIECE_BYTES || file.len() + PIECE_BYTES > total - 64);
+                file.extend_from_slice(&piece);
+            }
+        });
+        assert_eq!(file.len(), total);
+        assert!(rows_of(&file).contains(&("key".to_owned(), bytes as u64 / 100_000)));
+    }
 }
 
-impl Disk for NoRoom {
+/// What a folder says to a file beside the database.
+#[derive(Debug, Clone, Copy)]
+enum Room {
+    Plenty,
+    None,
+    /// It ends the thread that wants one, as a bug would.
+    Panic,
+}
+
+/// A folder that knows how large a file was wanted beside the database, each time.
+#[derive(Debug)]
+struct Spooling {
+    disk: RealDisk,
+    room: Room,
+    wanted: Wanted,
+}
+
+type Wanted = Arc<Mutex<Vec<u64>>>;
+
+fn times(wanted: &Wanted) -> usize {
+    wanted.lock().expect("nobody panics with it").len()
+}
+
+impl Disk for Spooling {
     fn list(&self) -> io::Result<Vec<String>> {
         self.disk.list()
     }
@@ -274,9 +310,12 @@ impl Disk for NoRoom {
 
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
         if name.contains("spool") {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            assert!(!self.panics, "as a bug would end it");
-            return Err(io::ErrorKind::StorageFull.into());
+            self.wanted.lock().expect("nobody panics with it").push(len);
+            match self.room {
+                Room::Plenty => {}
+                Room::None => return Err(io::ErrorKind::StorageFull.into()),
+                Room::Panic => panic!("as a bug would end it"),
+            }
         }
         self.disk.create(name, len)
     }
@@ -301,7 +340,7 @@ impl Disk for NoRoom {
 /// Threads for long reads that are taken, by clients that read nothing and for whom there is no file.
 #[test]
 fn who_waits_for_a_thread_holds_no_view() {
-    let (mut store, _) = Store::without_room(false);
+    let (mut store, _) = Store::with_room(10_000_000, Room::None);
     let (_first, _) = store.begin();
     let (_second, _) = store.begin();
     let view = Arc::downgrade(&store.engine.view());
@@ -322,11 +361,11 @@ fn who_waits_for_a_thread_holds_no_view() {
 /// Without room for a file the client has longer, and gets all if it is back within that time.
 #[test]
 fn a_slow_client_gets_all_without_room_for_a_file() {
-    let (mut store, refused) = Store::without_room(false);
+    let (mut store, wanted) = Store::with_room(10_000_000, Room::None);
     let (mut snapshot, view) = store.begin();
     let total = snapshot.bytes() as usize + TRAILER_BYTES;
     let deadline = Instant::now() + WAIT_MAX;
-    while refused.load(Ordering::Relaxed) == 0 {
+    while times(&wanted) == 0 {
         assert!(Instant::now() < deadline, "no file was wanted");
         thread::sleep(Duration::from_millis(10));
     }
@@ -339,16 +378,16 @@ fn a_slow_client_gets_all_without_room_for_a_file() {
     assert_eq!(file.len(), total);
     assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
     await_end_of(&view);
-    assert_eq!(refused.load(Ordering::Relaxed), 1);
+    assert_eq!(times(&wanted), 1);
 }
 
 /// A client is told when the thread that works for it has ended, however it did.
 #[test]
 fn a_thread_that_panics_ends_the_snapshot() {
-    let (mut store, refused) = Store::without_room(true);
+    let (mut store, wanted) = Store::with_room(10_000_000, Room::Panic);
     let (mut snapshot, view) = store.begin();
     await_end_of(&view);
-    assert_eq!(refused.load(Ordering::Relaxed), 1);
+    assert_eq!(times(&wanted), 1);
     store.runtime.block_on(async {
         let rest = async { while let Ok(Some(_)) = snapshot.next().await {} };
         let ended = tokio::time::timeout(WAIT_MAX, rest).await;

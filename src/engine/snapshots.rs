@@ -5,13 +5,14 @@
 //!                         └─► spool ─► read thread ─► client      from when it does not
 //! ```
 //! The thread waits for the client for [`PATIENCE`] in all; then it writes what is left into a file
-//! without a name, as fast as the disk takes it, and lets the view go. So no client, however slow,
-//! holds a view or a thread for long. If the disk has no room for the file, the thread waits longer,
-//! but not without end. When the client goes, the thread ends with the next piece, and the file is
+//! without a name, that in the queue and what is little included, as fast as the disk takes it, and
+//! lets the view go. So no client, however slow, holds a view or a thread for long, or memory. If the
+//! disk has no room for the file, the thread waits longer, but not without end. When the client goes, the thread ends with the next piece, and the file is
 //! gone with its last handle.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -49,8 +50,8 @@ const MARGIN_BYTES: u64 = 256 << 20;
 /// Unsynced bytes of the file: the log's syncs must not wait behind all of it.
 const SYNC_EVERY_BYTES: u64 = 4 << 20;
 
-/// Bytes read from the file at once.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes read from the file at once: of a client that stops reading then, these stay in memory.
+const READ_BYTES: usize = 8 * PIECE_BYTES;
 
 /// Names of the files, which they have for a moment.
 const SPOOL: &str = "snapshot.spool.";
@@ -339,7 +340,7 @@ impl Producer {
         self.piece.clear();
         let length = piece.len() as u64;
         if self.spool.is_none() {
-            self.await_room(length)?;
+            self.await_client(PIECES_WAITING_MAX - 1)?;
         }
         match &self.spool {
             None => self.pipe.tell(|inner| inner.pieces.push_back(piece)),
@@ -362,8 +363,9 @@ impl Producer {
         Ok(())
     }
 
-    /// Waits until the client has taken a piece. Past patience, there is a file instead.
-    fn await_room(&mut self, length: u64) -> io::Result<()> {
+    /// Waits until no more than `waiting_max` pieces wait for the client. Past patience, there is a file
+    /// instead.
+    fn await_client(&mut self, waiting_max: usize) -> io::Result<()> {
         let pipe = Arc::clone(&self.pipe);
         loop {
             let begun = Clock::System.monotonic_micros();
@@ -373,35 +375,52 @@ impl Producer {
                 PATIENCE
             };
             let patience = patience.saturating_sub(self.waited);
-            let full = |inner: &mut Inner| inner.pieces.len() >= PIECES_WAITING_MAX && !inner.gone;
+            let full = |inner: &mut Inner| inner.pieces.len() > waiting_max && !inner.gone;
             let waited = pipe.room.wait_timeout_while(pipe.inner(), patience, full);
             let (inner, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             if inner.gone {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
+            let waiting: usize = inner.pieces.iter().map(Bytes::len).sum();
             drop(inner);
             self.waited += Duration::from_micros(Clock::System.monotonic_micros() - begun);
             if !timeout.timed_out() {
                 return Ok(());
             }
-            let left = self.total - self.sent;
+            let left = self.total - self.sent + waiting as u64;
             match self.spools.make(left) {
                 Ok(file) => {
                     info!(
                         bytes = left,
                         "a snapshot's client is slow: what is left goes into a file"
                     );
-                    self.pipe.inner().spool = Some(Arc::clone(&file));
-                    self.spool = Some(file);
-                    return Ok(());
+                    return self.spool(file);
                 }
+                // Of what is all in the queue the client keeps no thread waiting.
+                Err(error) if disk::is_full(&error) && self.sent == self.total => return Ok(()),
                 Err(error) if disk::is_full(&error) && !self.no_room => self.no_room = true,
                 Err(error) => {
-                    warn!(%error, bytes = left + length, "a snapshot's client is slow, and there is no room for a file");
+                    warn!(%error, bytes = left, "a snapshot's client is slow, and there is no room for a file");
                     return Err(error);
                 }
             }
         }
+    }
+
+    /// From now on the client is served from `file`: first what waits for it.
+    fn spool(&mut self, file: Arc<dyn DiskFile>) -> io::Result<()> {
+        let mut spooled = 0;
+        let waiting = mem::take(&mut self.pipe.inner().pieces);
+        for piece in waiting {
+            file.write_at(&piece, spooled)?;
+            spooled += piece.len() as u64;
+        }
+        self.spool = Some(Arc::clone(&file));
+        self.pipe.tell(|inner| {
+            inner.spool = Some(file);
+            inner.spooled = spooled;
+        });
+        Ok(())
     }
 }
 
@@ -426,9 +445,12 @@ impl Write for Producer {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
-            return Ok(());
+        if !self.piece.is_empty() {
+            self.send()?;
         }
-        self.send()
+        if self.spool.is_none() {
+            self.await_client(0)?;
+        }
+        Ok(())
     }
 }
