@@ -276,6 +276,31 @@ fn a_slow_client_holds_nothing_in_memory() {
     }
 }
 
+/// Files for slow clients leave as much room as they take, so that many of them do not fill the disk.
+#[test]
+fn files_for_slow_clients_leave_room() {
+    let (mut store, wanted) = Store::with_room(10_000_000, Room::Plenty);
+    let wanted_one = |times_before: usize| {
+        let deadline = Instant::now() + WAIT_MAX;
+        while times(&wanted) == times_before {
+            assert!(Instant::now() < deadline, "no file was wanted");
+            thread::sleep(Duration::from_millis(10));
+        }
+        wanted.lock().expect("nobody panics with it")[times_before] - MARGIN_BYTES
+    };
+    let (first, view) = store.begin();
+    await_end_of(&view);
+    let first_bytes = wanted_one(0);
+    let (second, view) = store.begin();
+    await_end_of(&view);
+    let total = second.bytes() + TRAILER_BYTES as u64;
+    assert_eq!(wanted_one(1), first_bytes + total);
+    drop((first, second));
+    let (third, _) = store.begin();
+    let total = third.bytes() + TRAILER_BYTES as u64;
+    assert_eq!(wanted_one(2), total, "what has gone does not count");
+}
+
 /// What a folder says to a file beside the database.
 #[derive(Debug, Clone, Copy)]
 enum Room {

@@ -44,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The same where there is no room for the file; past it the snapshot fails, unless there is room then.
 const LAST_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Room that must be left on the disk beside the file.
+/// Room that must be left on the disk beside the file and as much as others have.
 const MARGIN_BYTES: u64 = 256 << 20;
 
 /// Unsynced bytes of the file: the log's syncs must not wait behind all of it.
@@ -155,7 +155,9 @@ impl Snapshot {
                 let news = self.pipe.news.notified();
                 match self.pipe.take() {
                     Taken::Piece(piece) => break piece,
-                    Taken::Spooled(file, at, length) => break self.read(file, at, length).await?,
+                    Taken::Spooled(spool, at, length) => {
+                        break self.read(spool, at, length).await?;
+                    }
                     Taken::Failed(cause) => {
                         return self.engine.unless_failed(Err(told(cause)));
                     }
@@ -172,12 +174,12 @@ impl Snapshot {
         Ok(Some(piece))
     }
 
-    async fn read(&self, file: Arc<dyn DiskFile>, at: u64, length: usize) -> Result<Bytes, Error> {
+    async fn read(&self, spool: Arc<Spool>, at: u64, length: usize) -> Result<Bytes, Error> {
         let thread = acquire(&self.engine.read_threads).await?;
         let read = tokio::task::spawn_blocking(move || {
             let _thread = thread;
             let mut bytes = vec![0; length];
-            file.read_at(&mut bytes, at).map(|()| bytes)
+            spool.file.read_at(&mut bytes, at).map(|()| bytes)
         });
         match read.await {
             Ok(Ok(bytes)) => Ok(bytes.into()),
@@ -206,7 +208,7 @@ struct Pipe {
 struct Inner {
     size: Option<Size>,
     pieces: VecDeque<Bytes>,
-    spool: Option<Arc<dyn DiskFile>>,
+    spool: Option<Arc<Spool>>,
     /// Bytes in the file, and those that the client has asked for.
     spooled: u64,
     read: u64,
@@ -218,7 +220,7 @@ struct Inner {
 enum Taken {
     Piece(Bytes),
     /// File, place and length.
-    Spooled(Arc<dyn DiskFile>, u64, usize),
+    Spooled(Arc<Spool>, u64, usize),
     Failed(snapshot::Error),
     Nothing,
 }
@@ -246,13 +248,13 @@ impl Pipe {
             self.room.notify_one();
             return Taken::Piece(piece);
         }
-        if let Some(file) = &inner.spool
+        if let Some(spool) = &inner.spool
             && inner.read < inner.spooled
         {
-            let (file, at) = (Arc::clone(file), inner.read);
+            let (spool, at) = (Arc::clone(spool), inner.read);
             let length = (inner.spooled - at).min(READ_BYTES as u64);
             inner.read += length;
-            return Taken::Spooled(file, at, length as usize);
+            return Taken::Spooled(spool, at, length as usize);
         }
         match inner.failed.take() {
             Some(error) => Taken::Failed(error),
@@ -283,6 +285,8 @@ impl Pipe {
 pub struct Spools {
     disk: Arc<dyn Disk>,
     count: AtomicU64,
+    /// Bytes of all that there are.
+    bytes: Arc<AtomicU64>,
 }
 
 impl Spools {
@@ -291,17 +295,47 @@ impl Spools {
         Spools {
             disk,
             count: AtomicU64::new(0),
+            bytes: Arc::default(),
         }
     }
 
     /// A file of `length` bytes that are all its own, and no name that anybody could find it by.
-    fn make(&self, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+    fn make(&self, length: u64) -> io::Result<Spool> {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let name = format!("{SPOOL}{number}");
-        let file = self.disk.create(&name, length + MARGIN_BYTES)?;
+        // As much as all others take must be left, so that they never have more than half of the room.
+        let others = self.bytes.fetch_add(length, Ordering::Relaxed);
+        let counted = Counted {
+            length,
+            bytes: Arc::clone(&self.bytes),
+        };
+        let file = self.disk.create(&name, length + MARGIN_BYTES + others)?;
         self.disk.remove(&name)?;
         file.set_len(length)?;
-        Ok(file)
+        Ok(Spool {
+            file,
+            _counted: counted,
+        })
+    }
+}
+
+/// A file for a slow client.
+#[derive(Debug)]
+struct Spool {
+    file: Arc<dyn DiskFile>,
+    _counted: Counted,
+}
+
+/// The bytes of a file, until it is gone.
+#[derive(Debug)]
+struct Counted {
+    length: u64,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.length, Ordering::Relaxed);
     }
 }
 
@@ -315,7 +349,7 @@ struct Producer {
     waited: Duration,
     /// There was none for the file.
     no_room: bool,
-    spool: Option<Arc<dyn DiskFile>>,
+    spool: Option<Arc<Spool>>,
     sent: u64,
     total: u64,
 }
@@ -344,7 +378,7 @@ impl Producer {
         }
         match &self.spool {
             None => self.pipe.tell(|inner| inner.pieces.push_back(piece)),
-            Some(file) => {
+            Some(spool) => {
                 let at = {
                     let inner = self.pipe.inner();
                     if inner.gone {
@@ -352,9 +386,9 @@ impl Producer {
                     }
                     inner.spooled
                 };
-                file.write_at(&piece, at)?;
+                spool.file.write_at(&piece, at)?;
                 if (at + length) / SYNC_EVERY_BYTES > at / SYNC_EVERY_BYTES {
-                    file.sync()?;
+                    spool.file.sync()?;
                 }
                 self.pipe.tell(|inner| inner.spooled += length);
             }
@@ -389,12 +423,12 @@ impl Producer {
             }
             let left = self.total - self.sent + waiting as u64;
             match self.spools.make(left) {
-                Ok(file) => {
+                Ok(spool) => {
                     info!(
                         bytes = left,
                         "a snapshot's client is slow: what is left goes into a file"
                     );
-                    return self.spool(file);
+                    return self.spool(spool);
                 }
                 // Of what is all in the queue the client keeps no thread waiting.
                 Err(error) if disk::is_full(&error) && self.sent == self.total => return Ok(()),
@@ -407,17 +441,18 @@ impl Producer {
         }
     }
 
-    /// From now on the client is served from `file`: first what waits for it.
-    fn spool(&mut self, file: Arc<dyn DiskFile>) -> io::Result<()> {
+    /// From now on the client is served from `spool`: first what waits for it.
+    fn spool(&mut self, spool: Spool) -> io::Result<()> {
         let mut spooled = 0;
         let waiting = mem::take(&mut self.pipe.inner().pieces);
         for piece in waiting {
-            file.write_at(&piece, spooled)?;
+            spool.file.write_at(&piece, spooled)?;
             spooled += piece.len() as u64;
         }
-        self.spool = Some(Arc::clone(&file));
+        let spool = Arc::new(spool);
+        self.spool = Some(Arc::clone(&spool));
         self.pipe.tell(|inner| {
-            inner.spool = Some(file);
+            inner.spool = Some(spool);
             inner.spooled = spooled;
         });
         Ok(())
