@@ -245,7 +245,7 @@ impl<S: Source> Database<S> {
             .rows(bucket, &mut self.seen)
             .map_err(Error::from)?;
         loop {
-            let page = rows.page();
+            let page = rows.next_page().map_err(Error::from)?;
             let Some((key, value)) = rows.next().map_err(Error::from)? else {
                 return Ok(walked);
             };
@@ -290,7 +290,7 @@ impl<S: Source> Database<S> {
         };
         let mut rows = self.reader.rows(bucket, &mut self.seen)?;
         loop {
-            let page = rows.page();
+            let page = rows.next_page()?;
             let Some((key, value)) = rows.next()? else {
                 return Ok(());
             };
@@ -418,7 +418,7 @@ pub fn status(path: &Path) -> Result<Status, Error> {
         let (is_history, is_meta) = (bucket.name == b"key", bucket.name == b"meta");
         let mut rows = reader.rows(&bucket, &mut seen)?;
         loop {
-            let page = rows.page();
+            let page = rows.next_page()?;
             let Some((key, value)) = rows.next()? else {
                 break;
             };

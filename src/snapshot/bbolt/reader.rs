@@ -300,7 +300,6 @@ impl<S: Source> Reader<S> {
                 least: Vec::new(),
                 bound: None,
             }],
-            place: (0, 0, 0),
         })
     }
 
@@ -471,8 +470,6 @@ pub struct Rows<'a, S> {
     flags: u32,
     /// The page that the walk is in, and those above it.
     path: Vec<Frame>,
-    /// Where the last row's key and value lie in the page.
-    place: (usize, usize, usize),
 }
 
 #[derive(Debug)]
@@ -511,8 +508,14 @@ impl Frame {
 
 impl<S: Source> Rows<'_, S> {
     /// The page that the last row lies in.
-    pub fn page(&self) -> u64 {
+    fn page(&self) -> u64 {
         self.path.last().map_or(0, |frame| frame.page.id)
+    }
+
+    /// The page that the next row lies in; behind the last row it is 0.
+    pub fn next_page(&mut self) -> Result<u64, Error> {
+        self.descend()?;
+        Ok(self.page())
     }
 
     /// The next row: its key and its value.
@@ -521,10 +524,27 @@ impl<S: Source> Rows<'_, S> {
         reason = "a row is lent until the next is asked for"
     )]
     pub fn next(&mut self) -> Result<Option<Row<'_>>, Error> {
+        self.descend()?;
+        let Some(frame) = self.path.last_mut() else {
+            return Ok(None);
+        };
+        let (key_at, value_at, end, flags) = frame.step()?;
+        if flags != u64::from(self.flags) {
+            return wrong(
+                frame.page.id,
+                "a bucket stands where a row should, or a row for a bucket",
+            );
+        }
+        let bytes = &frame.page.bytes;
+        Ok(Some((&bytes[key_at..value_at], &bytes[value_at..end])))
+    }
+
+    /// Goes to the leaf that the next row lies in; behind the last row there is none.
+    fn descend(&mut self) -> Result<(), Error> {
         loop {
             let depth = self.path.len();
             let Some(frame) = self.path.last_mut() else {
-                return Ok(None);
+                return Ok(());
             };
             let id = frame.page.id;
             if frame.next == frame.page.count {
@@ -535,17 +555,10 @@ impl<S: Source> Rows<'_, S> {
                 self.path.pop();
                 continue;
             }
-            let (key_at, value_at, end, other) = frame.step()?;
             if !frame.page.is_branch {
-                if other != u64::from(self.flags) {
-                    return wrong(
-                        id,
-                        "a bucket stands where a row should, or a row for a bucket",
-                    );
-                }
-                self.place = (key_at, value_at, end);
-                break;
+                return Ok(());
             }
+            let (_, _, end, child) = frame.step()?;
             if depth == DEPTH_MAX {
                 return wrong(id, "the tree is deeper than any that etcd writes");
             }
@@ -556,7 +569,7 @@ impl<S: Source> Rows<'_, S> {
             } else {
                 frame.bound.clone()
             };
-            let page = self.reader.read_page(other, BRANCH | LEAF, self.seen)?;
+            let page = self.reader.read_page(child, BRANCH | LEAF, self.seen)?;
             self.path.push(Frame {
                 page,
                 next: 0,
@@ -565,9 +578,6 @@ impl<S: Source> Rows<'_, S> {
                 bound,
             });
         }
-        let (key_at, value_at, end) = self.place;
-        let bytes = &self.path.last().expect("the walk is in a leaf").page.bytes;
-        Ok(Some((&bytes[key_at..value_at], &bytes[value_at..end])))
     }
 }
 

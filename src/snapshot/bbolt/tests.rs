@@ -183,6 +183,23 @@ fn each_hostile_file_is_named() {
     }
 }
 
+/// A row that its reader refuses is named by the page that it lies in.
+#[test]
+fn the_page_of_the_next_row_is_told() {
+    let file = write(&Buckets::from([(b"b".to_vec(), many(400, 20))]));
+    let reader = Reader::open(&file[..]).expect("it is sound");
+    let mut seen = Seen::default();
+    let buckets = reader.buckets(&mut seen).expect("it is sound");
+    let mut rows = reader.rows(&buckets[0], &mut seen).expect("it is sound");
+    // A leaf has 102 of them.
+    for number in 0..400 {
+        assert_eq!(rows.next_page().expect("it is sound"), 2 + number / 102);
+        assert!(rows.next().expect("it is sound").is_some());
+    }
+    rows.next_page().expect("it is sound");
+    assert_eq!(rows.next().expect("it is sound"), None);
+}
+
 /// A file of holes: hardly any of it is there.
 struct Holes {
     pages: BTreeMap<u64, Vec<u8>>,
