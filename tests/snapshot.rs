@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
@@ -16,12 +17,14 @@ use metastore::clock::Clock;
 use metastore::engine::snapshots::PIECE_BYTES;
 use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
+use metastore::mvcc::hash;
 use metastore::mvcc::request::Put;
 use metastore::proto::etcdserverpb::kv_client::KvClient;
 use metastore::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use metastore::proto::etcdserverpb::{PutRequest, SnapshotRequest};
 use metastore::snapshot::bbolt::reader::{Reader, Seen};
-use metastore::snapshot::contents::Member;
+use metastore::snapshot::contents::{self, Member};
+use metastore::snapshot::save;
 use metastore::storage::disk::real::RealDisk;
 use metastore::storage::disk::{Disk, DiskFile};
 use metastore::storage::store::{Identity, Settings};
@@ -249,6 +252,33 @@ fn a_slow_client_holds_no_view_and_gets_all() {
     });
     assert_eq!(file.len(), total);
     assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
+}
+
+/// What reads all of a view asks at each row whether to go on, those that compaction has removed included.
+#[test]
+fn a_read_of_all_can_end_at_each_row() {
+    // It fits a memtable, so that nothing is swept.
+    const CHANGES: usize = 30;
+    let mut store = Store::with(0);
+    for _ in 0..CHANGES {
+        store.put(7);
+    }
+    let newest = store.engine.view().revision as i64;
+    let compacted = store.runtime.block_on(store.engine.compact(newest, false));
+    compacted.expect("it is there");
+    let view = store.engine.view();
+    let asked = Cell::new(0);
+    let go_on = || {
+        asked.set(asked.get() + 1);
+        true
+    };
+    contents::hash(&view, &member(), go_on).expect("it is sound");
+    assert!(asked.take() >= CHANGES);
+    save::size(&view, &member(), go_on).expect("it is sound");
+    assert!(asked.take() >= CHANGES);
+    hash::hash_kv(&view, 0, go_on).expect("it is sound");
+    // Once for each key besides, whether any is there.
+    assert!(asked.take() > CHANGES);
 }
 
 /// Not even what would fit there: there may be any number of such clients.

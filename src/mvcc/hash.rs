@@ -40,7 +40,7 @@ pub fn hash_kv(view: &View, revision: i64, go_on: impl Fn() -> bool) -> Result<H
     let mut hash = crc32c::crc32c(b"key");
     // Nothing lies at or before a negative revision (as etcd: script `hash`).
     if let Ok(at) = u64::try_from(hash_revision) {
-        let any_alive = any_alive(view, at)?;
+        let any_alive = any_alive(view, at, &go_on)?;
         history::each(view, at, |met| {
             if !go_on() {
                 return Err(Error::Stopped);
@@ -72,12 +72,13 @@ pub fn hash_kv(view: &View, revision: i64, go_on: impl Fn() -> bool) -> Result<H
 }
 
 /// Whether any key is there at revision `at`.
-fn any_alive(view: &View, at: u64) -> Result<bool, Error> {
+fn any_alive(view: &View, at: u64, go_on: impl Fn() -> bool) -> Result<bool, Error> {
     let all = KeyRange::from_wire(Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
-    let mut alive = false;
+    let (mut alive, mut wanted) = (false, true);
     view.walk(&all, at, |_, met| {
         alive = !met.version.tombstone;
-        !alive
+        wanted = go_on();
+        wanted && !alive
     })?;
-    Ok(alive)
+    wanted.then_some(alive).ok_or(Error::Stopped)
 }

@@ -137,15 +137,22 @@ pub fn buckets(view: &View, member: &Member) -> Vec<Bucket> {
     ]
 }
 
-/// Visits the rows of `bucket` in byte order of their keys.
+/// Visits the rows of `bucket` in byte order of their keys. `go_on` is asked with each of the view's,
+/// those that are left out included.
 pub fn each_row(
     view: &View,
     bucket: &Bucket,
+    go_on: impl Fn() -> bool,
     mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let wanted = || go_on().then_some(()).ok_or(Error::Abandoned);
     match &bucket.rows {
-        Rows::Few(rows) => rows.iter().try_for_each(|(key, value)| visit(key, value)),
+        Rows::Few(rows) => rows.iter().try_for_each(|(key, value)| {
+            wanted()?;
+            visit(key, value)
+        }),
         Rows::History => history::each(view, view.revision, |met| {
+            wanted()?;
             if stays(view, &met)? {
                 visit(met.key().as_bytes(), met.bytes)?;
             }
@@ -161,6 +168,7 @@ pub fn each_row(
                 };
             })?;
             ttls.into_iter().try_for_each(|(id, ttl_secs)| {
+                wanted()?;
                 let mut lease = Vec::with_capacity(22);
                 lease.put_u8(LEASE_ID);
                 varint::put(&mut lease, id);
@@ -177,10 +185,7 @@ pub fn hash(view: &View, member: &Member, go_on: impl Fn() -> bool) -> Result<u3
     let mut hash = 0;
     for bucket in buckets(view, member) {
         hash = crc32c::crc32c_append(hash, bucket.name.as_bytes());
-        each_row(view, &bucket, |key, value| {
-            if !go_on() {
-                return Err(Error::Abandoned);
-            }
+        each_row(view, &bucket, &go_on, |key, value| {
             let passed_over: [&[u8]; 3] = [b"consistent_index", b"term", b"storageVersion"];
             if bucket.name != "meta" || !passed_over.contains(&key) {
                 hash = crc32c::crc32c_append(hash, key);

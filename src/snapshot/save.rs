@@ -47,10 +47,7 @@ fn write_buckets<W: Write>(
 ) -> Result<Size, Error> {
     for bucket in contents::buckets(view, member) {
         writer.bucket(bucket.name.as_bytes())?;
-        contents::each_row(view, &bucket, |key, value| {
-            if !go_on() {
-                return Err(Error::Abandoned);
-            }
+        contents::each_row(view, &bucket, &go_on, |key, value| {
             Ok(writer.put(key, value)?)
         })?;
     }
