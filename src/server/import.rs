@@ -94,44 +94,147 @@ pub fn import_folder(
     config: &Config,
     progress: impl FnMut(u64, u64),
 ) -> Result<Imported, Error> {
-    let path = || folder.to_owned();
-    let database_path = database_of(folder);
-    let cannot = |cause| Error::Folder {
-        path: database_path.clone(),
-        cause,
-    };
-    // etcd has the same lock while it runs.
-    let lock = File::open(&database_path).map_err(cannot)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(Error::EtcdRuns { path: path() }),
-        Err(TryLockError::Error(cause)) => return Err(cannot(cause)),
+    let source = Source::of_folder(folder, config)?;
+    make(source, Options::default(), config, progress)
+}
+
+/// Makes a store of a snapshot file, where `config` says and as the member that it says.
+pub fn import_file(
+    file: &Path,
+    check_hash: bool,
+    options: Options,
+    config: &Config,
+    progress: impl FnMut(u64, u64),
+) -> Result<Imported, Error> {
+    let source = Source::of_file(file, check_hash, config)?;
+    make(source, options, config, progress)
+}
+
+fn make(
+    source: Source,
+    options: Options,
+    config: &Config,
+    progress: impl FnMut(u64, u64),
+) -> Result<Imported, Error> {
+    data_dir::make_store(&config.data_dir, config.wal_dir.as_deref(), |disks| {
+        source.fill(options, config, disks, progress)
+    })
+}
+
+/// What a store is made of: nothing is written before all that can be refused is known.
+#[derive(Debug)]
+pub struct Source {
+    /// Of the database.
+    path: PathBuf,
+    database: load::Database<File>,
+    state: State,
+    log: Option<Log>,
+    identity: Identity,
+    /// Held, so that no etcd begins meanwhile.
+    _lock: Option<File>,
+}
+
+impl Source {
+    /// The folder of a stopped etcd.
+    pub fn of_folder(folder: &Path, config: &Config) -> Result<Source, Error> {
+        let path = database_of(folder);
+        let cannot = |cause| Error::Folder {
+            path: path.clone(),
+            cause,
+        };
+        // etcd has the same lock while it runs.
+        let lock = File::open(&path).map_err(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let path = folder.to_owned();
+                return Err(Error::EtcdRuns { path });
+            }
+            Err(TryLockError::Error(cause)) => return Err(cannot(cause)),
+        }
+        let (database, state) = open(&path, false)?;
+        let inside = folder.join("member/wal");
+        let log = match &config.wal_dir {
+            Some(wal_dir) if !inside.is_dir() => wal_dir,
+            _ => &inside,
+        };
+        let log = Log::open(log, state.consistent_index)?;
+        let identity = Identity {
+            cluster_id: log.cluster_id,
+            member_id: log.member_id,
+            peer_urls: only_member(folder, &state, &log)?
+                .unwrap_or_else(|| config.initial_advertise_peer_urls.clone()),
+        };
+        Ok(Source {
+            path,
+            database,
+            state,
+            log: Some(log),
+            identity,
+            _lock: Some(lock),
+        })
     }
+
+    /// A snapshot file, for the member that `config` says.
+    pub fn of_file(file: &Path, check_hash: bool, config: &Config) -> Result<Source, Error> {
+        let (database, state) = open(file, check_hash)?;
+        Ok(Source {
+            path: file.to_owned(),
+            database,
+            state,
+            log: None,
+            identity: Identity {
+                cluster_id: config.cluster_id(),
+                member_id: config.member_id(),
+                peer_urls: config.initial_advertise_peer_urls.clone(),
+            },
+            _lock: None,
+        })
+    }
+
+    /// Fills two empty folders, that of the database and that of the log. Once it has answered they
+    /// are a store, whole, proven and on disk; unless it does they must not become one.
+    pub fn fill(
+        self,
+        options: Options,
+        config: &Config,
+        disks: [&Arc<dyn Disk>; 2],
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Imported, Error> {
+        let Source {
+            path,
+            database,
+            state,
+            log,
+            identity,
+            _lock,
+        } = self;
+        let import = |cause| Error::Import {
+            path: path.clone(),
+            cause,
+        };
+        let last = (state.consistent_index, state.term);
+        let filled = restore::fill(database, state, &identity, options, disks[0], &mut progress);
+        filled.map_err(import)?;
+        let log = log.filter(|log| log.newer() > 0);
+        if let Some(log) = &log {
+            take_newer(&path, log, last, config, disks, &mut progress)?;
+        }
+        Ok(Imported {
+            report: restore::prove(disks, &mut progress).map_err(import)?,
+            log_entries: log.map_or(0, |log| log.newer()),
+        })
+    }
+}
+
+fn open(path: &Path, check_hash: bool) -> Result<(load::Database<File>, State), Error> {
     let unreadable = |cause| Error::Unreadable {
-        path: database_path.clone(),
+        path: path.to_owned(),
         cause,
     };
-    let mut database = load::open_file(&database_path, false).map_err(unreadable)?;
+    let mut database = load::open_file(path, check_hash).map_err(unreadable)?;
     let state = database.state().map_err(unreadable)?;
-    let inside = folder.join("member/wal");
-    let log = match &config.wal_dir {
-        Some(wal_dir) if !inside.is_dir() => wal_dir,
-        _ => &inside,
-    };
-    let log = Log::open(log, state.consistent_index)?;
-    let identity = Identity {
-        cluster_id: log.cluster_id,
-        member_id: log.member_id,
-        peer_urls: only_member(folder, &state, &log)?
-            .unwrap_or_else(|| config.initial_advertise_peer_urls.clone()),
-    };
-    let source = Source {
-        path: &database_path,
-        database,
-        state,
-        log: Some((folder, &log)),
-    };
-    fill(source, &identity, Options::default(), config, progress)
+    Ok((database, state))
 }
 
 /// The peer URLs of the etcd, if it knows them, which must be its cluster's only member.
@@ -159,80 +262,10 @@ fn only_member(folder: &Path, state: &State, log: &Log) -> Result<Option<Vec<Str
     })
 }
 
-/// Makes a store of a snapshot file, where `config` says and as the member that it says.
-pub fn import_file(
-    file: &Path,
-    check_hash: bool,
-    options: Options,
-    config: &Config,
-    progress: impl FnMut(u64, u64),
-) -> Result<Imported, Error> {
-    let unreadable = |cause| Error::Unreadable {
-        path: file.to_owned(),
-        cause,
-    };
-    let mut database = load::open_file(file, check_hash).map_err(unreadable)?;
-    let state = database.state().map_err(unreadable)?;
-    let identity = Identity {
-        cluster_id: config.cluster_id(),
-        member_id: config.member_id(),
-        peer_urls: config.initial_advertise_peer_urls.clone(),
-    };
-    let source = Source {
-        path: file,
-        database,
-        state,
-        log: None,
-    };
-    fill(source, &identity, options, config, progress)
-}
-
-/// What a store is made of.
-struct Source<'a> {
-    /// Of the database.
-    path: &'a Path,
-    database: load::Database<File>,
-    state: State,
-    /// The etcd's folder, and its log.
-    log: Option<(&'a Path, &'a Log)>,
-}
-
-fn fill(
-    source: Source<'_>,
-    identity: &Identity,
-    options: Options,
-    config: &Config,
-    mut progress: impl FnMut(u64, u64),
-) -> Result<Imported, Error> {
-    let import = |cause| Error::Import {
-        path: source.path.to_owned(),
-        cause,
-    };
-    let Source {
-        database, state, ..
-    } = source;
-    data_dir::make_store(&config.data_dir, config.wal_dir.as_deref(), |disks| {
-        let (index, term) = (state.consistent_index, state.term);
-        restore::fill(database, state, identity, options, disks[0], &mut progress)
-            .map_err(import)?;
-        let mut log_entries = 0;
-        if let Some((folder, log)) = source.log
-            && log.newer() > 0
-        {
-            take_newer(folder, log, (index, term), config, disks, &mut progress)?;
-            log_entries = log.newer();
-        }
-        Ok(Imported {
-            report: restore::prove(disks, &mut progress).map_err(import)?,
-            log_entries,
-        })
-    })
-}
-
-/// Adds to the new store what the log of the etcd holds beyond its database, whose last entry is
-/// given with its term.
+/// Adds to the new store what the log of the etcd holds beyond its database at `path`, whose last entry
+/// is given with its term.
 fn take_newer(
-    folder: &Path,
+    path: &Path,
     log: &Log,
     (mut index, mut term): (u64, u64),
     config: &Config,
@@ -267,7 +300,7 @@ fn take_newer(
         store.take(&logged).map_err(|why| match why {
             offline::Error::Storage(cause) => failed(cause),
             why => Error::Unapplied {
-                path: folder.to_owned(),
+                path: path.to_owned(),
                 newer,
                 why,
             },

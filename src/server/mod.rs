@@ -131,7 +131,7 @@ pub enum Error {
         path.display()
     )]
     Unapplied {
-        /// The data folder.
+        /// The database.
         path: PathBuf,
         /// How many.
         newer: u64,
