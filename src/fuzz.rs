@@ -8,19 +8,21 @@ use std::io::Write;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::grpc::convert;
+use crate::grpc::{convert, logged};
 use crate::mvcc::{model, overlap};
-use crate::proto::{etcdserverpb as pb, mvccpb};
+use crate::proto::{authpb, etcdserverpb as pb, mvccpb};
 use crate::snapshot::bbolt::writer::{Size, Writer};
 use crate::snapshot::bbolt::{
     self,
     reader::{self, Reader, Seen},
 };
-use crate::snapshot::{load, wal};
+use crate::snapshot::wal::{self, Content};
+use crate::snapshot::{load, rows};
 use crate::storage::log;
 use crate::storage::record::{KeyValue, Record, key_of};
 use crate::storage::revision::Revision;
 use crate::storage::row::{Change, HistoryRow, LeaseRow, LogRow, Version};
+use crate::storage::small::{Bucket, Small};
 use crate::storage::store::Replayed;
 
 /// Most guards and operations of a txn, as the server has it.
@@ -138,7 +140,10 @@ pub fn bbolt_reader(bytes: &[u8]) {
     if let Ok(buckets) = read_buckets(bytes) {
         assert_eq!(read_again(&buckets), buckets);
     }
-    let _ = wal::read_bytes(bytes, |_| ());
+    let _ = wal::read_bytes(bytes, logged_entry);
+    logged_entry(Content::Request(bytes));
+    logged_entry(Content::Members(bytes));
+    small_row(bytes);
     // No fuzzer finds a checksum.
     let mut signed = bytes.to_vec();
     bbolt::sign(&mut signed);
@@ -148,6 +153,38 @@ pub fn bbolt_reader(bytes: &[u8]) {
     if let Ok(mut database) = load::Database::open(&signed[..]) {
         let _ = database.state();
         let _ = database.history::<load::Error>(|_, _| Ok(()));
+    }
+}
+
+/// An entry of etcd's log becomes what can be judged, or is refused.
+fn logged_entry(content: Content<'_>) {
+    match content {
+        Content::Request(request) => {
+            let _ = logged::read(request);
+        }
+        Content::Members(change) => {
+            let _ = wal::member_change(change);
+        }
+    }
+}
+
+/// A row of a small bucket is what etcd reads there, or is refused.
+fn small_row(bytes: &[u8]) {
+    for bucket in Bucket::ALL {
+        let _ = rows::check(bucket, bytes, b"");
+        let Ok(user) = authpb::User::decode(bytes) else {
+            continue;
+        };
+        let is_user = rows::check(bucket, &user.name, bytes).is_ok();
+        assert!(is_user || bucket != Bucket::AuthUsers);
+        let mut small = Small::default();
+        small.set(bucket, &user.name, Some(bytes));
+        let _ = (rows::auth_is_on(&small), rows::auth_revision(&small));
+        let name = String::from_utf8_lossy(&user.name);
+        assert_eq!(
+            rows::is_root(&small, &name).is_some(),
+            is_user && bucket == Bucket::AuthUsers && name.as_bytes() == user.name
+        );
     }
 }
 
@@ -334,7 +371,47 @@ mod tests {
         }
     }
 
+    /// Files of an etcd, which `fuzz/run` begins with as well.
+    fn etcds_files() -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/etcd-3.6/member");
+        let log = "wal/0000000000000000-0000000000000000.wal";
+        let read = |name| std::fs::read(folder.join(name)).expect("the fixture is there");
+        ["snap/db", log].map(read).into()
+    }
+
+    #[test]
+    fn files_of_etcd_pass() {
+        let mut requests = Vec::new();
+        for file in etcds_files() {
+            run_all(&file);
+            let _ = wal::read_bytes(&file, |content| match content {
+                Content::Request(request) => requests.push(request.to_vec()),
+                Content::Members(change) => {
+                    wal::member_change(change).expect("etcd wrote it");
+                }
+            });
+        }
+        // Twice, as the last segment and as another.
+        assert!(requests.len() > 40, "{}", requests.len());
+        for request in requests {
+            logged::read(&request).expect("etcd wrote it");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn files_of_etcd_that_are_bent_pass(
+            file in 0..2usize,
+            bends in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let mut bytes = etcds_files().swap_remove(file);
+            for (place, byte) in bends {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            bbolt_reader(&bytes);
+        }
+
         #[test]
         fn any_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             run_all(&bytes);

@@ -145,3 +145,145 @@ pub fn prove(
         alarms: count(Bucket::Alarm),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::lease::Timing;
+    use crate::lease::expiry::deadline_at_start;
+    use crate::mvcc::write_txn::NEWEST;
+    use crate::snapshot::bbolt::writer::{Size, Writer};
+    use crate::storage::disk::real::RealDisk;
+    use crate::storage::record::Record;
+    use crate::storage::store::read_stopped;
+
+    type Buckets = BTreeMap<&'static str, BTreeMap<Vec<u8>, Vec<u8>>>;
+
+    fn file(buckets: &Buckets) -> Vec<u8> {
+        fn write<W: std::io::Write>(mut writer: Writer<W>, buckets: &Buckets) -> Size {
+            for (name, rows) in buckets {
+                writer.bucket(name.as_bytes()).expect("memory takes all");
+                for (key, value) in rows {
+                    writer.put(key, value).expect("memory takes all");
+                }
+            }
+            writer.finish().expect("memory takes all")
+        }
+        let size = write(Writer::sizing(), buckets);
+        let mut file = Vec::new();
+        let writer = Writer::begin(&mut file, size).expect("memory takes all");
+        write(writer, buckets);
+        file
+    }
+
+    /// A row of the bucket `key`.
+    fn put(main: u64, key: &str, lease: i64) -> (Vec<u8>, Vec<u8>) {
+        let record = Record {
+            key: key.as_bytes(),
+            create: main,
+            modified: main,
+            version: 1,
+            value: b"",
+            lease,
+        };
+        let at = [&main.to_be_bytes()[..], b"_", &[0; 8]].concat();
+        (at, record.encode().to_vec())
+    }
+
+    fn lease(id: i64, fields: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let id = [&[1 << 3, id as u8], fields].concat();
+        (u64::from(id[1]).to_be_bytes().to_vec(), id)
+    }
+
+    fn state_of(leases: &[(Vec<u8>, Vec<u8>)]) -> Result<State, load::Error> {
+        let rows = leases.iter().cloned().collect();
+        let file = file(&BTreeMap::from([
+            ("lease", rows),
+            ("meta", BTreeMap::new()),
+        ]));
+        Database::open(&file[..])?.state()
+    }
+
+    #[test]
+    fn leases_come_with_what_is_left_of_them_and_with_their_keys() {
+        const TTL: u8 = 2 << 3;
+        const LEFT: u8 = 3 << 3;
+        let keys = [
+            put(2, "a", 1),
+            put(3, "b", 2),
+            put(4, "c", 1),
+            put(5, "d", 3),
+            put(6, "e", 0),
+        ];
+        let leases = [
+            lease(1, &[TTL, 100]),
+            lease(2, &[TTL, 100, LEFT, 40]),
+            // Below the least TTL, which it gets at the start.
+            lease(4, &[TTL, 0]),
+        ];
+        let file = file(&BTreeMap::from([
+            ("key", keys.into()),
+            ("lease", leases.into()),
+            ("meta", BTreeMap::new()),
+        ]));
+        let folder = TempDir::new().expect("a folder for the test can be made");
+        let open = |name| -> Arc<dyn Disk> {
+            let disk = RealDisk::open(&folder.path().join(name));
+            Arc::new(disk.expect("a folder can be opened"))
+        };
+        let (data, log) = (open("data"), open("log"));
+        let identity = Identity {
+            cluster_id: 1,
+            member_id: 2,
+            peer_urls: Vec::new(),
+        };
+        let mut database = Database::open(&file[..]).expect("it is one");
+        let state = database.state().expect("it is sound");
+        let options = Options::default();
+        fill(database, state, &identity, options, &data, |_, _| ()).expect("there is room");
+        let report = prove([&data, &log], |_, _| ()).expect("it is sound");
+        // The lease of "d" is not there.
+        assert_eq!((report.leases, report.strays), (3, 1));
+        let stopped = read_stopped(&data, &log, 1 << 20).expect("it opens");
+        let timing = Timing::default();
+        let mut left = Vec::new();
+        let read = stopped.view.for_each_lease(|id, row| {
+            let row = row.expect("it is in the tables");
+            let deadline = deadline_at_start(&row, ELSEWHERE_MILLIS, &timing);
+            left.push((id, deadline - ELSEWHERE_MILLIS - timing.extension_millis));
+        });
+        read.expect("it can be read");
+        assert_eq!(left, [(1, 100_000), (2, 40_000), (4, 1000)]);
+        let keys_of = |lease| {
+            stopped
+                .view
+                .attached(lease, NEWEST)
+                .expect("it can be read")
+        };
+        assert_eq!(keys_of(1), [b"a", b"c"]);
+        assert_eq!(keys_of(2), [b"b"]);
+        assert_eq!(keys_of(3), [b"d"]);
+    }
+
+    #[test]
+    fn a_lease_that_etcd_does_not_write_is_refused() {
+        const TTL: u8 = 2 << 3;
+        assert_eq!(state_of(&[lease(1, &[TTL, 9])]).unwrap().leases.len(), 1);
+        let mut other_key = lease(1, &[TTL, 9]);
+        other_key.0[7] = 2;
+        let too_long = [&[TTL][..], &[0xff; 8], &[0x7f]].concat();
+        for wrong in [
+            lease(0, &[TTL, 9]),
+            lease(1, &[TTL]),
+            lease(1, &[4 << 3, 9]),
+            lease(1, &too_long),
+            other_key,
+        ] {
+            assert!(state_of(std::slice::from_ref(&wrong)).is_err(), "{wrong:?}");
+        }
+    }
+}
