@@ -176,19 +176,18 @@ impl Engine {
         failed: &Arc<Failed>,
         body: impl FnOnce() -> Result<(), storage::Error> + Send + 'static,
     ) -> Result<(), storage::Error> {
-        let failed = Arc::clone(failed);
         let close = CloseOnDrop {
             queue: Arc::clone(&self.queue),
-            failed: Arc::clone(&failed),
+            failed: Arc::clone(failed),
         };
         let part = name.to_owned();
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let _close = close;
+                let close = close;
                 if let Err(cause) = body() {
                     error!(part, %cause, "the store has failed");
-                    fail(&failed, cause.to_string());
+                    fail(&close.queue, &close.failed, cause.to_string());
                 }
             })?;
         self.threads
@@ -345,8 +344,7 @@ impl Engine {
             && !matches!(cause, storage::Error::Closed)
         {
             error!(%cause, "a read has failed");
-            fail(&self.failed, cause.to_string());
-            self.queue.close();
+            fail(&self.queue, &self.failed, cause.to_string());
         }
         done
     }
@@ -518,8 +516,9 @@ fn all(selected: Selected) -> Selection {
 /// Why the store has failed, once it has.
 type Failed = watch::Sender<Option<String>>;
 
-/// What failed first is the reason of what follows.
-fn fail(failed: &Failed, cause: String) {
+/// What failed first is the reason of what follows. Whoever hears of it finds the queue closed.
+fn fail(queue: &Queue, failed: &Failed, cause: String) {
+    queue.close();
     failed.send_if_modified(|reason| {
         let first = reason.is_none();
         reason.get_or_insert(cause);
@@ -536,7 +535,8 @@ struct CloseOnDrop {
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         if thread::panicking() {
-            fail(&self.failed, "a thread of the store has panicked".into());
+            let cause = "a thread of the store has panicked".to_owned();
+            fail(&self.queue, &self.failed, cause);
         }
         self.queue.close();
     }
