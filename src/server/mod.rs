@@ -96,7 +96,9 @@ pub enum Error {
         cause: load::Error,
     },
     /// The log of an etcd cannot be read.
-    #[error("cannot import: {0}")]
+    #[error(
+        "cannot import: {0}; start etcd on it once more, which repairs what can be, and stop it, or restore a snapshot"
+    )]
     EtcdsLog(#[from] wal::Error),
     /// Data of an etcd cannot be taken over.
     #[error("cannot import {}: {cause}", path.display())]

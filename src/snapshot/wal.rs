@@ -5,8 +5,9 @@
 //! record    a protobuf message: kind, checksum, data     metadata, entry, state, checksum, snapshot
 //! ```
 //! The checksum runs on over all records of all segments. Only the last segment may end within a
-//! record: what was being written when the machine stopped. Where others lie behind such a record it
-//! is damage: etcd would cut them off with it, though they were answered.
+//! record: what was being written when the machine stopped. Where others lie behind such a record, or
+//! behind zeros, it is damage, or a power failure that kept what was written last: etcd cuts them off,
+//! and whether they were answered nobody can tell.
 //!
 //! The log is read twice: once to find out which entries count, since an entry takes the place of
 //! one of its index and of all behind that; and once to hand those out. Of an entry that the
@@ -26,6 +27,9 @@ const METADATA: u64 = 1;
 const ENTRY: u64 = 2;
 const CRC: u64 = 4;
 const SNAPSHOT: u64 = 5;
+
+/// Before each record; and records are padded to a multiple of as much.
+const FRAME_BYTES: usize = 8;
 
 /// Records that etcd writes are far smaller.
 const RECORD_BYTES_MAX: u64 = 1 << 30;
@@ -288,19 +292,25 @@ impl Walk {
             cause,
         };
         self.begins = true;
-        let (mut at, mut frame, mut bytes) = (0, [0; 8], Vec::new());
-        while segment.size - at >= 8 {
+        let (mut at, mut frame, mut bytes) = (0, [0; FRAME_BYTES], Vec::new());
+        while segment.size - at >= FRAME_BYTES as u64 {
             file.read_exact(&mut frame).map_err(failed)?;
             let frame = u64::from_le_bytes(frame);
-            if frame == 0 {
-                return Ok(());
-            }
             let (length, padding) = lengths(frame);
             let damaged = |what| Error::Damaged {
                 file: path.to_owned(),
                 at,
                 what,
             };
+            if frame == 0 {
+                return match segment.is_last && is_followed(file, None).map_err(failed)? {
+                    true => Err(damaged("zeros lie before a record").into()),
+                    false => Ok(()),
+                };
+            }
+            if (length + padding) % FRAME_BYTES as u64 > 0 {
+                return Err(damaged("a record does not end where one can begin").into());
+            }
             if length > RECORD_BYTES_MAX || length + padding > segment.size - at - 8 {
                 return match segment.is_last && !is_followed(file, None).map_err(failed)? {
                     true => Ok(()),
@@ -488,13 +498,24 @@ fn lengths(frame: u64) -> (u64, u64) {
 fn is_followed(mut rest: impl Read, crc: Option<u32>) -> io::Result<bool> {
     /// More than that is not looked through: it is no torn end.
     const LOOKED_AT_BYTES_MAX: usize = 1 << 30;
+    // Most of a segment that is not full is zeros.
+    let zeros = vec![0; 1 << 20];
     let mut bytes = Vec::new();
-    let read = (&mut rest).take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
-    if read as u64 == RECORD_BYTES_MAX {
-        return Ok(true);
+    loop {
+        let read = (&mut rest)
+            .take(zeros.len() as u64)
+            .read_to_end(&mut bytes)?;
+        if bytes == zeros {
+            bytes.clear();
+        } else if bytes.len() as u64 >= RECORD_BYTES_MAX {
+            return Ok(true);
+        }
+        if read < zeros.len() {
+            break;
+        }
     }
     let mut looked_at = 0;
-    for begin in (0..bytes.len()).step_by(8) {
+    for begin in (0..bytes.len()).step_by(FRAME_BYTES) {
         let Some((record, behind)) = Record::framed(&bytes[begin..]) else {
             continue;
         };
@@ -728,7 +749,19 @@ mod tests {
             let found = newer(folder, 0).ok();
             assert_eq!(found, newer_or_damage, "byte {flipped} of {length}");
         }
+        // Of the padding, and behind zeros.
+        for (flipped, mask) in [(begin + 7, 1), (begin + 7, 0x80)] {
+            let mut bytes = zeros.bytes.clone();
+            bytes[flipped] ^= mask;
+            Segment { crc: 0, bytes }.write(folder, 0);
+            assert!(newer(folder, 0).is_err());
+        }
         zeros.entry(3, &put());
+        let mut bytes = zeros.bytes.clone();
+        bytes[begin..behind].fill(0);
+        bytes.resize(5 << 20, 0);
+        Segment { crc: 0, bytes }.write(folder, 0);
+        assert!(newer(folder, 0).is_err());
         zeros.bytes[begin + 6] ^= 1;
         zeros.write(folder, 0);
         assert!(newer(folder, 0).is_err());
