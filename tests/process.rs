@@ -235,6 +235,23 @@ fn a_snapshot_is_its_owners_alone() {
     assert!(!part.exists());
 }
 
+/// It is not read to its end first, which takes hours.
+#[test]
+fn what_is_no_snapshot_is_refused_at_once() {
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("snapshot.db");
+    let hole = fs::File::create(&file).expect("a file");
+    // As long as one that has a checksum at its end.
+    hole.set_len((1 << 42) + 32).expect("a file of a hole");
+    let flag = format!("--data-dir={}", folder.path().join("data").display());
+    let line = refused(
+        &["snapshot", "restore", &file.display().to_string(), &flag],
+        1,
+    );
+    assert!(line.contains("not a bbolt file"), "{line}");
+    assert!(!folder.path().join("data").exists(), "nothing was made");
+}
+
 #[test]
 fn a_server_that_is_not_there_is_named_with_the_reason() {
     let folder = TempDir::new().expect("a folder");

@@ -141,6 +141,8 @@ pub struct Database<S> {
 pub fn open_file(path: &Path, check_hash: bool) -> Result<Database<File>, Error> {
     let mut file = File::open(path)?;
     if check_hash {
+        // What is no database is told at once, however long it is.
+        Reader::open(file.try_clone()?)?;
         check_trailer(&mut file)?;
     }
     Database::open(file)
