@@ -1,11 +1,12 @@
 //! MetaStore: a durable single-node etcd. The map, top layer first:
 //!
 //! ```text
-//! main ─► server ─► grpc ─► engine ─► { mvcc, lease } ─► storage ─► redb
+//! main ─► server ─► grpc ─► engine ─► { mvcc, lease, auth } ─► storage ─► redb
 //! ```
 //! A program can run a whole server with [`server::run`], or open a store with
 //! [`engine::Engine::open`].
 
+pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod engine;

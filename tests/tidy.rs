@@ -10,23 +10,26 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "config", "clock", "engine", "grpc", "lease", "proto", "snapshot", "storage",
+            "auth", "config", "clock", "engine", "grpc", "lease", "proto", "snapshot", "storage",
         ],
     ),
     (
         "grpc",
         &[
-            "config", "engine", "mvcc", "proto", "snapshot", "storage", "watch",
+            "auth", "config", "engine", "mvcc", "proto", "snapshot", "storage", "watch",
         ],
     ),
     (
         "engine",
-        &["clock", "lease", "mvcc", "snapshot", "storage", "watch"],
+        &[
+            "auth", "clock", "lease", "mvcc", "snapshot", "storage", "watch",
+        ],
     ),
     ("watch", &["storage"]),
-    ("snapshot", &["lease", "mvcc", "proto", "storage"]),
+    ("snapshot", &["auth", "lease", "mvcc", "proto", "storage"]),
     ("mvcc", &["storage"]),
     ("lease", &["clock", "storage"]),
+    ("auth", &["proto", "storage"]),
     ("storage", &["clock"]),
     ("config", &[]),
     ("clock", &[]),
