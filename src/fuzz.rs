@@ -8,6 +8,8 @@ use std::io::Write;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::auth::permission::{Access, Rights};
+use crate::auth::{self, Asker};
 use crate::grpc::{convert, logged};
 use crate::mvcc::{model, overlap};
 use crate::proto::{authpb, etcdserverpb as pb, mvccpb};
@@ -18,6 +20,7 @@ use crate::snapshot::bbolt::{
 };
 use crate::snapshot::wal::{self, Content};
 use crate::snapshot::{load, rows};
+use crate::storage::key_range::KeyRange;
 use crate::storage::log;
 use crate::storage::record::{KeyValue, Record, key_of};
 use crate::storage::revision::Revision;
@@ -179,12 +182,46 @@ fn small_row(bytes: &[u8]) {
         assert!(is_user || bucket != Bucket::AuthUsers);
         let mut small = Small::default();
         small.set(bucket, &user.name, Some(bytes));
-        let _ = (rows::auth_is_on(&small), rows::auth_revision(&small));
-        let name = String::from_utf8_lossy(&user.name);
+        let _ = (auth::is_on(&small), auth::revision(&small));
+        let name = String::from_utf8_lossy(&user.name).into_owned();
+        let change = auth::Change::DeleteUser(name.clone());
         assert_eq!(
-            rows::is_root(&small, &name).is_some(),
+            auth::decide(&small, &Asker::default(), &change).is_ok(),
             is_user && bucket == Bucket::AuthUsers && name.as_bytes() == user.name
         );
+    }
+    if let Ok(role) = authpb::Role::decode(bytes) {
+        rights(&role);
+    }
+}
+
+/// Rights to the range of a permission include those to its ends.
+fn rights(role: &authpb::Role) {
+    let mut small = Small::default();
+    let user = authpb::User {
+        roles: vec!["role".to_owned()],
+        ..Default::default()
+    };
+    let rows: [(Bucket, &[u8], &[u8]); 3] = [
+        (Bucket::Auth, auth::ENABLED, &[1]),
+        (Bucket::AuthUsers, b"user", &user.encode_to_vec()),
+        (Bucket::AuthRoles, b"role", &role.encode_to_vec()),
+    ];
+    for (bucket, key, value) in rows {
+        small.set(bucket, key, Some(value));
+    }
+    let asker = Asker {
+        user: "user".to_owned(),
+        revision: 1,
+    };
+    let rights = Rights::of(&small, &asker).expect("the user is there");
+    for permission in &role.key_permission {
+        let (key, end) = (permission.key.clone(), permission.range_end.clone());
+        for access in [Access::Read, Access::Write] {
+            let one = KeyRange::single(key.clone());
+            let may_all = rights.permit(access, &KeyRange::from_wire(key.clone(), end.clone()));
+            assert!(may_all.is_err() || rights.permit(access, &one).is_ok());
+        }
     }
 }
 

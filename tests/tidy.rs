@@ -36,7 +36,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("lib", &[]),
     // For tests only.
-    ("fuzz", &["grpc", "mvcc", "proto", "snapshot", "storage"]),
+    (
+        "fuzz",
+        &["auth", "grpc", "mvcc", "proto", "snapshot", "storage"],
+    ),
 ];
 
 /// The one folder that names the crate redb.

@@ -18,6 +18,7 @@ mod defragmenting;
 mod judge;
 mod leases;
 pub mod offline;
+mod permit;
 mod queue;
 pub mod quota;
 pub mod replies;

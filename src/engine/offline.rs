@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use super::command::Command;
 use super::judge::judge;
+use super::permit;
+use crate::auth::{self, Asker, Change};
 use crate::clock::Clock;
 use crate::lease::expiry::{ELSEWHERE_MILLIS, row_with_left};
 use crate::lease::pending::Pending;
 use crate::lease::{Leases, Timing};
 use crate::mvcc;
-use crate::mvcc::write_txn::NEWEST;
-use crate::snapshot::rows;
 use crate::storage;
 use crate::storage::row::LeaseRow;
 use crate::storage::settler::{Outcome, Settler};
@@ -37,15 +37,6 @@ pub struct Logged {
     pub request: Request,
 }
 
-/// Who asked, and when that was found to be true.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Asker {
-    /// The user; empty for nobody.
-    pub user: String,
-    /// The revision of users and roles then; 0 for nobody.
-    pub revision: u64,
-}
-
 /// What was asked for.
 #[derive(Debug)]
 pub enum Request {
@@ -53,24 +44,10 @@ pub enum Request {
     Command(Command),
     /// That so many seconds are left of leases; 0 is all of their TTL.
     Left(Vec<(i64, u64)>),
-    /// A change of users or roles, or of whether authentication is on.
-    Auth,
+    /// That users or roles change, or whether authentication is on.
+    Auth(Change),
     /// What changes nothing that is kept here.
     Nothing,
-}
-
-/// Why a request cannot be judged.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It changes users or roles.
-    #[error("they change users or roles")]
-    ChangesAuth,
-    /// Whether it was refused depends on rights.
-    #[error("whether they were refused depends on users and roles")]
-    NeedsRights,
-    /// The store failed.
-    #[error(transparent)]
-    Storage(#[from] storage::Error),
 }
 
 /// See the module.
@@ -105,14 +82,11 @@ impl Offline {
         })
     }
 
-    /// Judges a request behind all before it.
-    pub fn take(&mut self, logged: &Logged) -> Result<(), Error> {
+    /// Judges a request behind all before it. What is refused was refused then as well, and leaves
+    /// nothing.
+    pub fn take(&mut self, logged: &Logged) -> Result<(), storage::Error> {
         match &logged.request {
-            Request::Command(command) => {
-                if self.is_permitted(&logged.asker, command)? {
-                    self.judge(command)?;
-                }
-            }
+            Request::Command(command) => self.judge(&logged.asker, command)?,
             Request::Left(left) => {
                 // So that leases granted just now are known.
                 self.commit()?;
@@ -120,51 +94,49 @@ impl Offline {
                     self.keep_left(*id, *left_secs);
                 }
             }
-            Request::Auth => return Err(Error::ChangesAuth),
+            Request::Auth(change) => self.change(&logged.asker, change)?,
             Request::Nothing => {}
         }
         self.waiting += 1;
-        if self.waiting >= BATCH_MAX || self.store.is_due() {
+        let batch_is_full =
+            self.waiting >= BATCH_MAX || self.store.batch_bytes() >= self.settings.flush_bytes;
+        if batch_is_full || self.store.is_due() {
             self.commit()?;
         }
         Ok(())
     }
 
-    fn judge(&mut self, command: &Command) -> Result<(), Error> {
-        if self.store.space().is_full() {
-            return Err(storage::Error::NoSpace.into());
+    fn judge(&mut self, asker: &Asker, command: &Command) -> Result<(), storage::Error> {
+        self.find_space()?;
+        match permit::check(self.store.view(), &self.leases, asker, command) {
+            Ok(()) => {}
+            Err(permit::Error::Auth(_)) => return Ok(()),
+            Err(permit::Error::Storage(error)) => return Err(error),
         }
         // When it was asked for nobody knows any more.
         match judge(&mut self.store, &mut self.leases, command, 0) {
-            Err(mvcc::Error::Storage(error)) => Err(error.into()),
-            // It was refused then as well.
+            Err(mvcc::Error::Storage(error)) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Whether rights let it pass, with authentication on: as etcd, whose grants and compactions are
-    /// not looked at once they are logged.
-    fn is_permitted(&self, asker: &Asker, command: &Command) -> Result<bool, Error> {
-        let view = self.store.view();
-        if !rows::auth_is_on(&view.small) {
-            return Ok(true);
+    fn change(&mut self, asker: &Asker, change: &Change) -> Result<(), storage::Error> {
+        self.find_space()?;
+        let rows = auth::decide(&self.store.view().small, asker, change).unwrap_or_default();
+        for row in &rows {
+            self.store
+                .set_small(row.bucket, &row.key, row.value.as_deref());
         }
-        let needs_rights = match command {
-            Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) => true,
-            // The right to write each of its keys.
-            Command::Revoke(id) => !view.attached(*id, NEWEST)?.is_empty(),
-            _ => false,
-        };
-        if !needs_rights {
-            return Ok(true);
+        if !rows.is_empty() {
+            self.store.count_command();
         }
-        if asker.revision < rows::auth_revision(&view.small) {
-            return Ok(false);
-        }
-        match rows::is_root(&view.small, &asker.user) {
-            None => Ok(false),
-            Some(true) => Ok(true),
-            Some(false) => Err(Error::NeedsRights),
+        Ok(())
+    }
+
+    fn find_space(&self) -> Result<(), storage::Error> {
+        match self.store.space().is_full() {
+            true => Err(storage::Error::NoSpace),
+            false => Ok(()),
         }
     }
 
@@ -232,17 +204,19 @@ fn done(outcome: Outcome) -> Result<Outcome, storage::Error> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use prost::Message;
     use tempfile::TempDir;
 
     use super::*;
+    use crate::auth::Hash;
     use crate::engine::alarm::{Alarm, By, Kind};
     use crate::lease::expiry::deadline_at_start;
-    use crate::mvcc::request::Put;
-    use crate::proto::authpb::User;
+    use crate::mvcc::request::{Compare, DeleteRange, Op, Operand, Put, Relation, Txn};
+    use crate::mvcc::write_txn::NEWEST;
+    use crate::proto::authpb::Permission;
     use crate::storage::check;
     use crate::storage::disk::Disk;
     use crate::storage::disk::real::RealDisk;
+    use crate::storage::key_range::{End, KeyRange};
     use crate::storage::small::Bucket;
     use crate::storage::store::{Stopped, read_stopped};
 
@@ -394,45 +368,214 @@ mod tests {
         assert_eq!(left, [(1, 400), (2, 1000), (3, 1000)]);
     }
 
-    #[test]
-    fn rights_are_judged_as_far_as_that_is_certain() {
-        let folder = TempDir::new().expect("a folder for the test can be made");
-        let mut store = open(&folder);
-        take(&mut store, grant(1, 100));
-        take(&mut store, put("a", 1)); // 2
-        for (name, roles) in [("root", vec!["root".to_owned()]), ("alice", vec![])] {
-            let user = User {
-                name: name.into(),
-                roles,
-                ..Default::default()
-            };
-            let row = user.encode_to_vec();
-            let small = &mut store.store;
-            small.set_small(Bucket::AuthUsers, name.as_bytes(), Some(&row));
-            small.set_small(Bucket::Auth, b"authEnabled", Some(&[1]));
-            small.set_small(Bucket::Auth, b"authRevision", Some(&4u64.to_be_bytes()));
+    /// `alice` may read and write keys from `a` up to `c`, and read `r`.
+    fn with_users(folder: &TempDir) -> Offline {
+        let mut store = open(folder);
+        let add_user = |name: &str| Change::AddUser {
+            name: name.to_owned(),
+            hash: Some(Hash(Vec::new())),
+            no_password: false,
+        };
+        let grant_role = |user: &str, role: &str| Change::GrantRole {
+            user: user.to_owned(),
+            role: role.to_owned(),
+        };
+        for change in [
+            add_user("root"),
+            add_user("alice"),
+            Change::AddRole("clerk".to_owned()),
+            may(2, "a", "c"),
+            may(0, "r", ""),
+            grant_role("root", "root"),
+            grant_role("alice", "clerk"),
+            Change::Enable,
+        ] {
+            take(&mut store, Request::Auth(change));
         }
+        store
+    }
+
+    /// The revision of users and roles then.
+    const AUTH_REVISION: u64 = 8;
+
+    fn may(perm_type: i32, key: &str, range_end: &str) -> Change {
+        let (key, range_end) = (key.to_owned().into(), range_end.to_owned().into());
+        Change::GrantPermission {
+            role: "clerk".to_owned(),
+            permission: Some(Permission {
+                perm_type,
+                key,
+                range_end,
+            }),
+        }
+    }
+
+    /// Keys and leases that are there, and the revision.
+    fn kept(store: &mut Offline) -> (Vec<String>, Vec<i64>, u64) {
+        store.commit().expect("there is room");
+        let view = store.store.view();
+        let mut keys = Vec::new();
+        let all = KeyRange {
+            start: Bytes::from_static(&[0]),
+            end: End::Unbounded,
+        };
+        let walked = view.walk(&all, view.revision, |key, met| {
+            if !met.version.tombstone {
+                keys.push(String::from_utf8_lossy(key).into_owned());
+            }
+            true
+        });
+        walked.expect("it can be read");
+        let leases = (1..10).filter(|id| store.leases.exists(*id)).collect();
+        (keys, leases, view.revision)
+    }
+
+    #[test]
+    fn what_needs_rights_is_judged_by_them() {
+        let folder = TempDir::new().expect("a folder for the test can be made");
+        let mut store = with_users(&folder);
+        assert_eq!(auth::revision(&store.store.view().small), AUTH_REVISION);
+        let now = AUTH_REVISION;
+        let range =
+            |from: &'static str, to: &'static str| KeyRange::from_wire(from.into(), to.into());
+        let delete = |from, to, prev_kv| {
+            let range = range(from, to);
+            Request::Command(Command::DeleteRange(DeleteRange { range, prev_kv }))
+        };
+        let with_prev = |key: &str| {
+            let Request::Command(Command::Put(put)) = put(key, 0) else {
+                unreachable!("it is a put");
+            };
+            Put {
+                prev_kv: true,
+                ..put
+            }
+        };
+        let compare = |from, to| Compare {
+            range: range(from, to),
+            relation: Relation::NotEqual,
+            operand: Operand::Version(77),
+        };
+        let txn = |compare, success, failure| {
+            let txn = Txn {
+                compare,
+                success,
+                failure,
+            };
+            Request::Command(Command::Txn(txn))
+        };
+        let op = |key: &str| Op::Put(with_prev(key));
+        let nested = |op: Op| {
+            let success = vec![op];
+            Op::Txn(Txn {
+                success,
+                ..Txn::default()
+            })
+        };
         let revoke = |id| Request::Command(Command::Revoke(id));
-        for (user, revision, request, judged) in [
-            ("root", 4, put("b", 0), true), // 3
-            ("root", 3, put("b", 0), true),
-            ("", 0, put("b", 0), true),
-            ("bob", 4, put("b", 0), true),
-            ("alice", 3, put("b", 0), true),
-            ("alice", 4, put("b", 0), false),
-            ("alice", 4, revoke(1), false),
-            // Nobody's right is asked for.
+        let write_only = may(1, "w", "");
+        for (user, revision, request, changes) in [
+            ("root", now, put("z", 0), true),
+            ("root", now - 1, put("z", 0), false),
+            ("", 0, put("a", 0), false),
+            ("nobody", now, put("a", 0), false),
+            ("alice", now - 1, put("a", 0), false),
+            ("alice", now, put("z", 0), false),
+            ("alice", now, put("a", 0), true),
+            ("alice", now, put("b", 0), true),
+            ("alice", now, put("r", 0), false),
+            ("alice", now, delete("a", "c\0", false), false),
+            ("alice", now, delete("b", "c", true), true),
+            // Neither is looked at once it is logged.
+            ("", 0, grant(1, 100), true),
             ("", 0, grant(2, 100), true),
-            ("", 0, revoke(2), true),
-            ("", 0, Request::Nothing, true),
-            ("root", 4, Request::Auth, false),
+            ("root", now, put("y", 1), true),
+            ("alice", now, put("a", 1), false),
+            ("alice", now, put("a", 3), false),
+            ("alice", now, put("a", 2), true),
+            ("alice", now, revoke(1), false),
+            ("", 0, revoke(2), false),
+            // Who is root then is root, whatever has changed since.
+            ("root", now - 1, revoke(1), true),
+            ("alice", now, revoke(2), true),
+            ("alice", now, revoke(2), false),
+            ("alice", now, grant(4, 100), true),
+            ("", 0, revoke(4), true),
+            ("", 0, txn(vec![], vec![], vec![]), false),
+            (
+                "alice",
+                now,
+                txn(vec![compare("r", "")], vec![op("a")], vec![]),
+                true,
+            ),
+            (
+                "alice",
+                now,
+                txn(vec![compare("s", "")], vec![op("a")], vec![]),
+                false,
+            ),
+            (
+                "alice",
+                now,
+                txn(vec![compare("a", "c\0")], vec![op("a")], vec![]),
+                false,
+            ),
+            (
+                "alice",
+                now,
+                txn(vec![], vec![op("a")], vec![op("z")]),
+                false,
+            ),
+            (
+                "alice",
+                now,
+                txn(vec![], vec![nested(nested(op("z")))], vec![]),
+                false,
+            ),
+            (
+                "alice",
+                now,
+                txn(vec![], vec![nested(nested(op("a")))], vec![]),
+                true,
+            ),
+            ("root", now, Request::Auth(write_only), true),
+            ("alice", now, put("a", 0), false),
+            ("alice", now + 1, put("w", 0), true),
+            (
+                "alice",
+                now + 1,
+                Request::Command(Command::Put(with_prev("w"))),
+                false,
+            ),
+            ("alice", now + 1, delete("w", "", true), false),
+            ("alice", now + 1, delete("w", "", false), true),
+            ("alice", now + 1, Request::Auth(Change::Disable), false),
+            ("root", 1, Request::Auth(Change::Disable), true),
+            ("", 0, put("z", 0), true),
         ] {
             let story = format!("{user} {revision} {request:?}");
+            let small = |store: &Offline| Arc::clone(&store.store.view().small);
+            let before = (kept(&mut store), small(&store));
             let taken = store.take(&of(user, revision, request));
-            assert_eq!(taken.is_ok(), judged, "{story}");
+            taken.expect("it can be judged");
+            let after = (kept(&mut store), small(&store));
+            assert_eq!(before != after, changes, "{story}");
         }
         let end = end(store, &folder);
-        let view = &end.view;
-        assert_eq!(view.revision, 3);
+        assert_eq!(auth::revision(&end.view.small), now + 2);
+    }
+
+    /// A row of users or roles takes room in the log each time it changes.
+    #[test]
+    fn large_roles_do_not_pile_up() {
+        let folder = TempDir::new().expect("a folder for the test can be made");
+        let mut store = with_users(&folder);
+        for number in 0..200 {
+            let change = may(0, &format!("{number:0200}"), "");
+            let taken = store.take(&of("root", 1, Request::Auth(change)));
+            taken.expect("there is room");
+            assert!(store.store.batch_bytes() < 2 * (16 << 10) + 200 * 220);
+        }
+        end(store, &folder);
     }
 }

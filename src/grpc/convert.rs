@@ -3,9 +3,13 @@
 //! A request that the wire lets one say wrongly is refused here, in etcd's order of checks
 //! (scripts `range_errors`, `txn_checks`, `error_order`); what comes out is exact.
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 
 use super::status;
+use crate::auth::{Change, Hash};
 use crate::engine::TimeToLive;
 use crate::engine::alarm::{Alarm, Kind};
 use crate::engine::command::Granted;
@@ -256,6 +260,65 @@ pub fn answer(answer: Answer, origin: Origin) -> pb::WatchResponse {
         },
         Answer::Events { .. } => unreachable!("events are written as they lie"),
     }
+}
+
+/// A user to be added, whose password was hashed before.
+pub fn add_user(request: pb::AuthUserAddRequest) -> Change {
+    Change::AddUser {
+        name: request.name,
+        hash: hash(&request.hashed_password),
+        no_password: request.options.is_some_and(|options| options.no_password),
+    }
+}
+
+/// A user's new password, which was hashed before.
+pub fn change_password(request: pb::AuthUserChangePasswordRequest) -> Change {
+    Change::ChangePassword {
+        name: request.name,
+        hash: hash(&request.hashed_password),
+    }
+}
+
+/// A role for a user.
+pub fn grant_role(request: pb::AuthUserGrantRoleRequest) -> Change {
+    let pb::AuthUserGrantRoleRequest { user, role } = request;
+    Change::GrantRole { user, role }
+}
+
+/// A role no longer for a user.
+pub fn revoke_role(request: pb::AuthUserRevokeRoleRequest) -> Change {
+    Change::RevokeRole {
+        user: request.name,
+        role: request.role,
+    }
+}
+
+/// A permission for a role.
+pub fn grant_permission(request: pb::AuthRoleGrantPermissionRequest) -> Change {
+    Change::GrantPermission {
+        role: request.name,
+        permission: request.perm,
+    }
+}
+
+/// A permission no longer for a role.
+pub fn revoke_permission(request: pb::AuthRoleRevokePermissionRequest) -> Change {
+    Change::RevokePermission {
+        role: request.role,
+        key: request.key,
+        range_end: request.range_end,
+    }
+}
+
+/// As etcd's decoder: line ends are passed over, and so are the bits that are too many.
+fn hash(text: &str) -> Option<Hash> {
+    let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+    let decoder = GeneralPurpose::new(&alphabet::STANDARD, config);
+    let text: Vec<u8> = text
+        .bytes()
+        .filter(|c| !matches!(c, b'\r' | b'\n'))
+        .collect();
+    decoder.decode(text).ok().map(Hash)
 }
 
 /// An alarm; `None` is of no kind, or of one that does not exist.

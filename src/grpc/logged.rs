@@ -8,14 +8,20 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::convert;
+use crate::auth::{Asker, Change};
 use crate::engine::alarm::By;
 use crate::engine::command::Command;
-use crate::engine::offline::{Asker, Logged, Request};
+use crate::engine::offline::{Logged, Request};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::snapshot::fields::{Field, Fields};
 
 const NO_REQUEST: &str = "a request that is none";
+const UNKNOWN: &str = "a request of a kind that no etcd 3.7 knows";
+
+/// etcd before 3.5 logged passwords as they were, and hashed them, each time in another way, when it
+/// took over what was logged.
+const NO_HASH: &str = "a password that an etcd before 3.5 has yet to hash; start that etcd once more, stop it, and try again";
 
 /// Reads a logged request; says what is wrong with one that no etcd logs.
 pub fn read(bytes: &[u8]) -> Result<Logged, &'static str> {
@@ -107,12 +113,44 @@ fn read_request(number: u64, bytes: &[u8]) -> Result<Request, &'static str> {
             });
             return Ok(Request::Left(left.collect()));
         }
-        1000 | 1011 | 1100 | 1101 | 1103..=1105 | 1200 | 1201 | 1203 | 1204 => {
-            return Ok(Request::Auth);
-        }
-        _ => return Err("a request of a kind that no etcd 3.7 knows"),
+        1000..=1299 => return Ok(Request::Auth(change(number, bytes)?)),
+        _ => return Err(UNKNOWN),
     };
     Ok(Request::Command(command))
+}
+
+fn change(number: u64, bytes: Bytes) -> Result<Change, &'static str> {
+    Ok(match number {
+        1000 => Change::Enable,
+        1011 => Change::Disable,
+        1100 => {
+            let request: pb::AuthUserAddRequest = decoded(bytes)?;
+            if request.options.is_none_or(|options| !options.no_password) {
+                check_hashed(&request.password, &request.hashed_password)?;
+            }
+            convert::add_user(request)
+        }
+        1101 => Change::DeleteUser(decoded::<pb::AuthUserDeleteRequest>(bytes)?.name),
+        1103 => {
+            let request: pb::AuthUserChangePasswordRequest = decoded(bytes)?;
+            check_hashed(&request.password, &request.hashed_password)?;
+            convert::change_password(request)
+        }
+        1104 => convert::grant_role(decoded(bytes)?),
+        1105 => convert::revoke_role(decoded(bytes)?),
+        1200 => Change::AddRole(decoded::<pb::AuthRoleAddRequest>(bytes)?.name),
+        1201 => Change::DeleteRole(decoded::<pb::AuthRoleDeleteRequest>(bytes)?.role),
+        1203 => convert::grant_permission(decoded(bytes)?),
+        1204 => convert::revoke_permission(decoded(bytes)?),
+        _ => return Err(UNKNOWN),
+    })
+}
+
+fn check_hashed(password: &str, hash: &str) -> Result<(), &'static str> {
+    match hash.is_empty() && !password.is_empty() {
+        true => Err(NO_HASH),
+        false => Ok(()),
+    }
 }
 
 /// Whoever raised it then, we do not clear it by ourselves.
@@ -137,6 +175,8 @@ fn taken<T, E>(checked: Result<T, E>) -> Result<T, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Hash;
+    use crate::proto::authpb::{Permission, UserAddOptions};
     use crate::storage::varint;
 
     /// A logged request of one field.
@@ -217,14 +257,125 @@ mod tests {
         assert!(matches!(alarm, Request::Command(Command::Raise(..))));
         let get = read_request(10, &pb::AlarmRequest::default());
         assert!(matches!(get, Request::Nothing));
-        let auth = read_request(1000, &pb::AuthEnableRequest {});
-        assert!(matches!(auth, Request::Auth));
+        let enable = read_request(1000, &pb::AuthEnableRequest {});
+        assert!(matches!(enable, Request::Auth(Change::Enable)));
         let login = read_request(1012, &pb::AuthenticateRequest::default());
         assert!(matches!(login, Request::Nothing));
         assert!(matches!(
             read(b"").expect("it is empty").request,
             Request::Nothing
         ));
+    }
+
+    #[test]
+    fn changes_of_users_and_roles_become_ours() {
+        let hash = |text: &str| Hash(text.into());
+        let named = || "bob".to_owned();
+        let add = pb::AuthUserAddRequest {
+            name: named(),
+            // Bits that are too many, and line ends.
+            hashed_password: "JDJ\r\nh\nJB==".to_owned(),
+            ..Default::default()
+        };
+        let no_password = pb::AuthUserAddRequest {
+            options: Some(UserAddOptions { no_password: true }),
+            password: "passed over".to_owned(),
+            ..add.clone()
+        };
+        let added = |no_password| Change::AddUser {
+            name: named(),
+            hash: Some(hash("$2a$")),
+            no_password,
+        };
+        let new_password = |text: &str| pb::AuthUserChangePasswordRequest {
+            name: named(),
+            hashed_password: text.to_owned(),
+            ..Default::default()
+        };
+        let changed = |hash| Change::ChangePassword {
+            name: named(),
+            hash,
+        };
+        let (user, role) = (named(), "reader".to_owned());
+        let grant = pb::AuthUserGrantRoleRequest { user, role };
+        let (name, role) = (named(), "reader".to_owned());
+        let revoke = pb::AuthUserRevokeRoleRequest { name, role };
+        let (user, role) = (named(), "reader".to_owned());
+        let granted = Change::GrantRole { user, role };
+        let (user, role) = (named(), "reader".to_owned());
+        let revoked = Change::RevokeRole { user, role };
+        let permission = Permission {
+            perm_type: 9,
+            key: "k".into(),
+            range_end: "l".into(),
+        };
+        let grant_permission = pb::AuthRoleGrantPermissionRequest {
+            name: named(),
+            perm: Some(permission.clone()),
+        };
+        let granted_permission = Change::GrantPermission {
+            role: named(),
+            permission: Some(permission),
+        };
+        let revoke_permission = pb::AuthRoleRevokePermissionRequest {
+            role: named(),
+            key: "k".into(),
+            range_end: "l".into(),
+        };
+        let revoked_permission = Change::RevokePermission {
+            role: named(),
+            key: "k".into(),
+            range_end: "l".into(),
+        };
+        let name = named;
+        for (number, request, change) in [
+            (1011, Vec::new(), Change::Disable),
+            (1100, add.encode_to_vec(), added(false)),
+            (1100, no_password.encode_to_vec(), added(true)),
+            (
+                1101,
+                pb::AuthUserDeleteRequest { name: name() }.encode_to_vec(),
+                Change::DeleteUser(name()),
+            ),
+            (
+                1103,
+                new_password("JDJhJA==").encode_to_vec(),
+                changed(Some(hash("$2a$"))),
+            ),
+            (
+                1103,
+                new_password("").encode_to_vec(),
+                changed(Some(hash(""))),
+            ),
+            (1103, new_password("JDJhJA").encode_to_vec(), changed(None)),
+            (1104, grant.encode_to_vec(), granted),
+            (1105, revoke.encode_to_vec(), revoked),
+            (
+                1200,
+                pb::AuthRoleAddRequest { name: name() }.encode_to_vec(),
+                Change::AddRole(name()),
+            ),
+            (
+                1201,
+                pb::AuthRoleDeleteRequest { role: name() }.encode_to_vec(),
+                Change::DeleteRole(name()),
+            ),
+            (1203, grant_permission.encode_to_vec(), granted_permission),
+            (1204, revoke_permission.encode_to_vec(), revoked_permission),
+        ] {
+            let read = read(&logged(number, &request)).expect("it is one");
+            assert!(
+                matches!(&read.request, Request::Auth(found) if *found == change),
+                "{number}: {read:?}, not {change:?}"
+            );
+        }
+        let in_clear = pb::AuthUserAddRequest {
+            name: name(),
+            password: "pw".to_owned(),
+            ..Default::default()
+        };
+        let refused = read(&logged(1100, &in_clear.encode_to_vec()));
+        assert!(matches!(refused, Err(NO_HASH)));
     }
 
     /// What etcd took at some time is taken, though we would refuse it now.

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::{Error, data_dir};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::engine::offline::{self, Offline};
+use crate::engine::offline::Offline;
 use crate::grpc::logged;
 use crate::lease::Timing;
 use crate::snapshot::load::{self, Member, State};
@@ -218,7 +218,7 @@ impl Source {
         filled.map_err(import)?;
         let log = log.filter(|log| log.newer() > 0);
         if let Some(log) = &log {
-            take_newer(&path, log, last, config, disks, &mut progress)?;
+            take_newer(log, last, config, disks, &mut progress)?;
         }
         Ok(Imported {
             report: restore::prove(disks, &mut progress).map_err(import)?,
@@ -262,10 +262,9 @@ fn only_member(folder: &Path, state: &State, log: &Log) -> Result<Option<Vec<Str
     })
 }
 
-/// Adds to the new store what the log of the etcd holds beyond its database at `path`, whose last entry
+/// Adds to the new store what the log of the etcd holds beyond its database, whose last entry
 /// is given with its term.
 fn take_newer(
-    path: &Path,
     log: &Log,
     (mut index, mut term): (u64, u64),
     config: &Config,
@@ -297,14 +296,7 @@ fn take_newer(
             return Ok(());
         };
         let logged = logged::read(request).map_err(|what| entry.damaged(what))?;
-        store.take(&logged).map_err(|why| match why {
-            offline::Error::Storage(cause) => failed(cause),
-            why => Error::Unapplied {
-                path: path.to_owned(),
-                newer,
-                why,
-            },
-        })
+        store.take(&logged).map_err(failed)
     })?;
     store.end(index, term).map_err(failed)
 }

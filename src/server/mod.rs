@@ -29,15 +29,16 @@ use tracing::{info, warn};
 use self::connection::{Bound, Serving, bind};
 use self::data_dir::DataDir;
 use self::dispatch::Services;
+use crate::auth;
 use crate::clock::Clock;
 use crate::config::{Config, Refusal, Retention};
 use crate::engine::compactor::Policy;
 use crate::engine::{
-    Compaction, Engine, LONG_READ_THREADS, Pace, READ_THREADS, WATCH_THREADS, offline, replies,
+    Compaction, Engine, LONG_READ_THREADS, Pace, READ_THREADS, WATCH_THREADS, replies,
 };
 use crate::grpc::Context;
 use crate::lease::Timing;
-use crate::snapshot::{load, restore, rows, wal};
+use crate::snapshot::{load, restore, wal};
 use crate::storage;
 use crate::storage::store::{Identity, Settings};
 
@@ -125,20 +126,6 @@ pub enum Error {
         path: PathBuf,
         /// How many.
         members: usize,
-    },
-    /// The etcd was killed with changes in its log alone, which it alone can judge.
-    #[error(
-        "cannot import {}: its log holds {newer} entries that its database lacks, and {why}, which etcd alone can tell; \
-         start etcd on it once more, stop it, and try again",
-        path.display()
-    )]
-    Unapplied {
-        /// The database.
-        path: PathBuf,
-        /// How many.
-        newer: u64,
-        /// Why they could not be judged.
-        why: offline::Error,
     },
     /// Authentication is on.
     #[error(
@@ -273,7 +260,7 @@ fn open_engine(config: &Config, folders: &DataDir) -> Result<Engine, Error> {
         path: config.data_dir.clone(),
         cause,
     })?;
-    if rows::auth_is_on(&engine.view().small) {
+    if auth::is_on(&engine.view().small) {
         engine.stop();
         let path = config.data_dir.clone();
         return Err(Error::AuthIsOn { path });

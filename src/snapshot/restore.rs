@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::bbolt::reader::Source;
 use super::load::{self, Database, Lease, State};
-use super::rows;
+use crate::auth;
 use crate::lease::expiry::{ELSEWHERE_MILLIS, row_with_left};
 use crate::storage::bulk::{Bulk, Reached};
 use crate::storage::check::{self, Finding};
@@ -141,7 +141,7 @@ pub fn prove(
         strays: found.strays,
         users: count(Bucket::AuthUsers),
         roles: count(Bucket::AuthRoles),
-        auth_is_on: rows::auth_is_on(&found.small),
+        auth_is_on: auth::is_on(&found.small),
         alarms: count(Bucket::Alarm),
     })
 }

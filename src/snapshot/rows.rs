@@ -1,18 +1,15 @@
-//! Rows of etcd's small buckets: what makes one sound, and what they say.
+//! Rows of etcd's small buckets: what makes one sound.
 //!
 //! They are kept byte for byte, and written out again as they are; so a row that etcd would not
 //! read is refused before it is kept.
 
 use prost::Message;
 
+use crate::auth;
 use crate::proto::authpb::{Role, User};
 use crate::proto::etcdserverpb::AlarmMember;
 use crate::storage::Damaged;
-use crate::storage::small::{Bucket, Small};
-
-/// Whether authentication is on, and how often its state has changed: rows of the bucket `auth`.
-const AUTH_ENABLED: &[u8] = b"authEnabled";
-const AUTH_REVISION: &[u8] = b"authRevision";
+use crate::storage::small::Bucket;
 
 /// Refuses a row that etcd does not write.
 pub fn check(bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
@@ -23,8 +20,8 @@ pub fn check(bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
         }
         Bucket::Auth => {
             let sound = match key {
-                AUTH_ENABLED => matches!(value, [0 | 1]),
-                AUTH_REVISION => value.len() == 8,
+                auth::ENABLED => matches!(value, [0 | 1]),
+                auth::REVISION => value.len() == 8,
                 _ => false,
             };
             (sound, "a setting of authentication that is none")
@@ -40,24 +37,6 @@ pub fn check(bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
         Bucket::Members => (true, ""),
     };
     sound.then_some(()).ok_or(Damaged(what))
-}
-
-/// How often users, roles and whether authentication is on have changed, from 1.
-pub fn auth_revision(small: &Small) -> u64 {
-    let row = small.get(Bucket::Auth, AUTH_REVISION);
-    let number = row.and_then(|row| row.try_into().ok());
-    number.map_or(0, u64::from_be_bytes).max(1)
-}
-
-/// Whether a user may do everything; `None` if there is no such user.
-pub fn is_root(small: &Small, user: &str) -> Option<bool> {
-    let user = User::decode(small.get(Bucket::AuthUsers, user.as_bytes())?).ok()?;
-    Some(user.roles.iter().any(|role| role == "root"))
-}
-
-/// Whether authentication is on.
-pub fn auth_is_on(small: &Small) -> bool {
-    small.get(Bucket::Auth, AUTH_ENABLED) == Some(&[1])
 }
 
 #[cfg(test)]
