@@ -2,6 +2,7 @@
 //!
 //! As etcd: answers about members name no revision (script `member`).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use prost::Message;
@@ -53,7 +54,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         let urls = config::peer_urls(&request.into_inner().peer_ur_ls);
         let urls = urls.map_err(|_| Refused::BadUrls)?;
-        let ours = self.0.member().peer_urls;
+        // Both lists can be as long as a request: each of the one is not held against each of the other.
+        let ours = HashSet::<String>::from_iter(self.0.member().peer_urls);
         if urls.iter().any(|url| ours.contains(url)) {
             return Err(Refused::UrlExists.into());
         }

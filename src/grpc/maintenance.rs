@@ -1,4 +1,4 @@
-//! The Maintenance service; Defragment is not built yet.
+//! The Maintenance service.
 
 use std::sync::Arc;
 
