@@ -140,6 +140,16 @@ func (l *authLoad) begin(t *testing.T) {
 	must(t, l.ask("", "Auth/UserGrantRole", &pb.AuthUserGrantRoleRequest{User: "bob", Role: "reader"}, new(pb.AuthUserGrantRoleResponse)))
 	l.turn("", true)
 	l.logInAll(t)
+
+	// Chance seldom has it that a lease has a key of another's.
+	must(t, l.ask(l.tokens["root"], "Lease/LeaseGrant", &pb.LeaseGrantRequest{ID: 1, TTL: 10000}, new(pb.LeaseGrantResponse)))
+	must(t, l.ask(l.tokens["root"], "KV/Put", &pb.PutRequest{Key: []byte("a"), Lease: 1}, new(pb.PutResponse)))
+	must(t, l.ask(l.tokens["alice"], "Lease/LeaseGrant", &pb.LeaseGrantRequest{ID: 2, TTL: 10000}, new(pb.LeaseGrantResponse)))
+	for _, user := range []string{"bob", "alice", ""} {
+		for id := range int64(2) {
+			_ = l.ask(l.tokens[user], "Lease/LeaseRevoke", &pb.LeaseRevokeRequest{ID: 1 + id}, new(pb.LeaseRevokeResponse))
+		}
+	}
 }
 
 // checkVariety demands that everything was allowed to some, and refused to some for each reason.
