@@ -174,6 +174,10 @@ impl Watching {
                 self.pair.happens(event)?;
                 self.resume();
             }
+            // One that waits for a file of before would wait for the view that is held here.
+            Act::Store(Event::Defragment { .. }) if self.held.is_some() => {
+                self.pair.happens(Event::Defragment { waits: false })?;
+            }
             Act::Store(event) => self.pair.happens(event)?,
             Act::Create(stream, create) => self.create(stream, create),
             Act::Cancel(stream, id) => {
