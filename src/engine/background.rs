@@ -26,6 +26,10 @@ use crate::storage::store::{Sealed, Views};
 /// memtables that can be freed.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Every so many who wait, those are let go who wait no more: they would keep their room in the queue,
+/// and in the end nobody else had any.
+const GONE_EVERY: usize = 256;
+
 /// How a sweep leaves time for others: for so many rows, such a rest. What stands between two
 /// slices, which are larger, is the rest for all of theirs.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +97,13 @@ pub struct Waiter {
     pub _room: Option<OwnedSemaphorePermit>,
 }
 
+impl Waiter {
+    /// Whether anybody still waits.
+    fn is_there(&self) -> bool {
+        !self.reply.sender.is_closed()
+    }
+}
+
 /// What the background thread is asked to do.
 #[derive(Debug, Default)]
 pub struct Background {
@@ -144,6 +155,9 @@ impl Background {
     pub fn wait_for_sweep(&self, waiter: Waiter) {
         let mut inner = self.inner();
         if !inner.ended {
+            if inner.waiters.len().is_multiple_of(GONE_EVERY) {
+                inner.waiters.retain(Waiter::is_there);
+            }
             inner.waiters.push_back(waiter);
             self.change.notify_all();
         }
@@ -154,6 +168,10 @@ impl Background {
     pub fn defragment(&self, waiter: Waiter) {
         let mut inner = self.inner();
         if !inner.ended {
+            // What the others asked for is done for this one's sake, be it gone as well.
+            if inner.defragment.len().is_multiple_of(GONE_EVERY) {
+                inner.defragment.retain(Waiter::is_there);
+            }
             inner.defragment.push(waiter);
             self.change.notify_all();
         }
@@ -333,7 +351,39 @@ fn is_swept(views: &Views) -> bool {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    /// Who has gone keeps no room in the queue, however long what was asked for takes.
+    #[test]
+    fn those_who_have_gone_are_let_go() {
+        let background = Background::default();
+        let (stays, _answer) = oneshot::channel();
+        let mut stays = Some(stays);
+        for floor in 0..10 * GONE_EVERY as u64 {
+            let waiter = || {
+                let (gone, _) = oneshot::channel();
+                Waiter {
+                    floor,
+                    reply: Reply {
+                        sender: gone,
+                        home: None,
+                    },
+                    outcome: Ok(Answer::Defragmented),
+                    _room: None,
+                }
+            };
+            background.wait_for_sweep(waiter());
+            let mut asked = waiter();
+            asked.reply.sender = stays.take().unwrap_or(asked.reply.sender);
+            background.defragment(asked);
+            let inner = background.inner();
+            assert!((1..=GONE_EVERY).contains(&inner.waiters.len()));
+            assert!((1..=GONE_EVERY + 1).contains(&inner.defragment.len()));
+            assert!(inner.defragment[0].is_there(), "who waits goes on waiting");
+        }
+    }
 
     #[test]
     fn a_rest_is_that_of_a_whole_slice() {
