@@ -38,6 +38,9 @@ pub fn judge(
         return Err(Error::NoSpace);
     }
     alarm::check(&store.view().small, command)?;
+    if command.adds() && command.is_change() && quota::is_used_up(store) {
+        return Err(Error::NoSpace);
+    }
     let stamp = Stamp {
         millis,
         author: None,
@@ -181,12 +184,17 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::lease::{Leases, Timing};
-    use crate::mvcc::request::Put;
+    use crate::mvcc::request::{DeleteRange, Put};
     use crate::storage::disk::sim::SimDisk;
+    use crate::storage::key_range::KeyRange;
     use crate::storage::store::{Identity, Settings};
 
     /// A store, its leases, and the time in microseconds.
     fn begin() -> (Store, Pending, Arc<AtomicU64>) {
+        begin_with_quota(None)
+    }
+
+    fn begin_with_quota(quota_bytes: Option<u64>) -> (Store, Pending, Arc<AtomicU64>) {
         let disk = SimDisk::new();
         let settings = Settings {
             data: disk.folder("data"),
@@ -195,7 +203,7 @@ mod tests {
             flush_bytes: 64 << 20,
             segment_bytes: 64 << 10,
             reserve_bytes: 0,
-            quota_bytes: None,
+            quota_bytes,
         };
         let identity = Identity {
             cluster_id: 1,
@@ -220,16 +228,52 @@ mod tests {
     fn grant_with_keys(store: &mut Store, leases: &mut Pending, id: i64, keys: &[Vec<u8>]) {
         decide(store, leases, &Command::Grant { id, ttl_secs: 10 });
         for key in keys {
-            let put = Put {
-                key: Bytes::copy_from_slice(key),
-                value: Bytes::new(),
-                lease: id,
-                prev_kv: false,
-                ignore_value: false,
-                ignore_lease: false,
-            };
-            decide(store, leases, &Command::Put(put));
+            decide(store, leases, &Command::Put(put(key, b"", id)));
         }
+    }
+
+    fn put(key: &[u8], value: &[u8], lease: i64) -> Put {
+        Put {
+            key: Bytes::copy_from_slice(key),
+            value: Bytes::copy_from_slice(value),
+            lease,
+            prev_kv: false,
+            ignore_value: false,
+            ignore_lease: false,
+        }
+    }
+
+    /// However many were let into the queue before one of them was refused, and be it in one batch.
+    #[test]
+    fn the_quota_is_passed_by_one_command_at_most() {
+        const VALUE_BYTES: usize = 1000;
+        let (mut store, mut leases, _) = begin_with_quota(Some(quota::EMPTY_BYTES + 4500));
+        let command = Command::Put(put(b"k", &[7; VALUE_BYTES], 0));
+        let mut taken = 0;
+        store.begin_batch();
+        for _ in 0..100 {
+            match judge(&mut store, &mut leases, &command, 0) {
+                Ok(_) => taken += 1,
+                Err(error) => assert!(matches!(error, Error::NoSpace)),
+            }
+        }
+        assert!((4..=5).contains(&taken), "{taken}");
+        let grant = Command::Grant { id: 1, ttl_secs: 1 };
+        assert!(judge(&mut store, &mut leases, &grant, 0).is_err());
+        // What makes room goes on.
+        let range = KeyRange::single(Bytes::from_static(b"k"));
+        let prev_kv = false;
+        for command in [
+            Command::DeleteRange(DeleteRange { range, prev_kv }),
+            Command::Compact {
+                revision: 2,
+                physical: false,
+            },
+        ] {
+            judge(&mut store, &mut leases, &command, 0).expect("it adds nothing");
+        }
+        store.commit().expect("there is room");
+        leases.publish(|| store.publish());
     }
 
     /// Leases whose keys are long must not end up in a batch that is too large.

@@ -41,6 +41,12 @@ fn admits(view: &View, quota_bytes: Option<u64>, cost: u64) -> bool {
     }
 }
 
+/// Whether nothing may be added, whatever it costs. A request is held against the quota before it waits
+/// for the writer; this bounds what all that wait there at once can pass it by, to one of them.
+pub fn is_used_up(store: &Store) -> bool {
+    !admits(store.view(), store.quota_bytes(), 1)
+}
+
 fn own_alarm(member: u64) -> Alarm {
     Alarm {
         member,
