@@ -31,6 +31,14 @@ pub enum Error {
     /// Its rows do not make a history.
     #[error("its history is damaged: {0}")]
     Unsound(#[from] Finding),
+    /// Its revisions would pass the last that there can be.
+    #[error("its newest revision is {newest}, which cannot be bumped by {bump}")]
+    Bump {
+        /// In the database.
+        newest: u64,
+        /// What was asked for.
+        bump: u64,
+    },
     /// The new store could not be written.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -96,7 +104,7 @@ pub fn fill<S: Source>(
     database.finish()?;
     let floor = state.scheduled.max(state.finished);
     let newest = walked.revision.max(floor.unwrap_or(0)).max(1);
-    let revision = newest + options.bump;
+    let revision = bumped(newest, options.bump)?;
     let leases = state.leases.iter().map(|lease| (lease.id, row_of(lease)));
     bulk.finish(Reached {
         revision,
@@ -113,6 +121,13 @@ pub fn fill<S: Source>(
         small: state.small,
     })?;
     Ok(())
+}
+
+/// Clients count revisions as signed numbers.
+fn bumped(newest: u64, bump: u64) -> Result<u64, Error> {
+    let revision = newest.checked_add(bump);
+    let possible = revision.filter(|revision| i64::try_from(*revision).is_ok());
+    possible.ok_or(Error::Bump { newest, bump })
 }
 
 /// What is kept of a lease that was seen just now; or of which as much is left as etcd says.
@@ -267,6 +282,15 @@ mod tests {
         assert_eq!(keys_of(1), [b"a", b"c"]);
         assert_eq!(keys_of(2), [b"b"]);
         assert_eq!(keys_of(3), [b"d"]);
+    }
+
+    #[test]
+    fn no_bump_passes_the_last_revision() {
+        let last = i64::MAX as u64;
+        assert_eq!(bumped(last - 5, 5).unwrap(), last);
+        for (newest, bump) in [(last - 5, 6), (last, u64::MAX), (1, u64::MAX)] {
+            assert!(bumped(newest, bump).is_err(), "{newest} {bump}");
+        }
     }
 
     #[test]
