@@ -662,6 +662,67 @@ fn a_flush_on_a_full_disk_is_tried_again() {
     reopen(&runtime, &disk, &mut model, "after");
 }
 
+/// The sweep meets a full disk: it ends with what was kept for this; where that is not enough, when
+/// there is room.
+#[test]
+fn a_sweep_on_a_full_disk_is_tried_again() {
+    let runtime = runtime();
+    for reserve_bytes in [RESERVE_BYTES, 0] {
+        let story = &format!("a reserve of {reserve_bytes} bytes");
+        let disk = SimDisk::new();
+        let settings = Settings {
+            reserve_bytes,
+            ..settings(&disk)
+        };
+        let mut model = Model::new();
+        let engine = open_with(&settings).expect("there is room");
+        runtime.block_on(async {
+            for number in 0..400 {
+                let put = put_of(format!("key {}", number % 8), vec![number as u8; 2000]);
+                let put = Ask::Put(put);
+                soon(ask(&engine, put.clone()), story)
+                    .await
+                    .expect("there is room");
+                model.take(&put);
+            }
+            // All of it is in the tables then.
+            let physical = true;
+            let settle = Ask::Compact {
+                revision: 1,
+                physical,
+            };
+            soon(ask(&engine, settle.clone()), story)
+                .await
+                .expect("revision 1 is past");
+            model.take(&settle);
+            disk.set_capacity(Some(disk.used_bytes()));
+            let compact = Ask::Compact {
+                revision: model.place().0,
+                physical,
+            };
+            let (asked, sweeping) = (compact.clone(), Arc::clone(&engine));
+            let sweeping = tokio::spawn(async move { ask(&sweeping, asked).await });
+            // The log has room; so it is the sweep that has found none.
+            let deadline = Instant::now() + PATIENCE;
+            let tiny = Ask::Put(put_of("tiny", ""));
+            while soon(ask(&engine, tiny.clone()), story).await.is_ok() {
+                model.take(&tiny);
+                assert!(Instant::now() < deadline, "{story}: nothing is refused");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            if reserve_bytes == 0 {
+                disk.set_capacity(None);
+            }
+            let swept = soon(sweeping, story).await.expect("it does not panic");
+            swept.expect("compaction always works");
+            model.take(&compact);
+            recover(&engine, &disk, &mut model, story).await;
+        });
+        stop(engine, story);
+        reopen(&runtime, &disk, &mut model, story);
+    }
+}
+
 /// A page that cannot be read ends the engine, though nothing is being written: calls do not wait
 /// for a database that nobody opens anew.
 #[test]
