@@ -124,9 +124,10 @@ impl Puts {
 }
 
 /// What etcd answers when it could not serve for seconds: too many requests wait, or one did so for
-/// too long.
+/// too long. (The first has the code Unknown on the wire.)
 fn is_refusal(error: &Failure) -> bool {
+    const REFUSALS: [Code; 3] = [Code::ResourceExhausted, Code::Unavailable, Code::Unknown];
     error
         .downcast_ref::<tonic::Status>()
-        .is_some_and(|status| matches!(status.code(), Code::ResourceExhausted | Code::Unavailable))
+        .is_some_and(|status| REFUSALS.contains(&status.code()))
 }
