@@ -96,13 +96,7 @@ var maintenanceSession = []command{
 
 func TestEtcdctlMaintainsAlike(t *testing.T) {
 	a, b := startPair(t)
-	for _, c := range maintenanceSession {
-		saidA, saidB := a.maintain(t, c), b.maintain(t, c)
-		if saidA != saidB {
-			t.Errorf("etcdctl %s\nstdin: %q\nA: %s\nB: %s", c.args, c.stdin, saidA, saidB)
-		}
-	}
-	t.Logf("compared %d commands", len(maintenanceSession))
+	saySame(t, a, b, maintenanceSession, func(s *server, c command) string { return s.maintain(t, c) })
 }
 
 // maintain runs one command of the session, and hides the member's id as a decimal number too. etcd's words for an

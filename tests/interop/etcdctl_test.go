@@ -118,8 +118,14 @@ var session = []command{
 
 func TestEtcdctlSeesNoDifference(t *testing.T) {
 	a, b := startPair(t)
+	saySame(t, a, b, session, func(s *server, c command) string { return s.etcdctl(t, c) })
+}
+
+// saySame runs a session with both servers, one command after the other, and compares what each says.
+func saySame(t *testing.T, a, b *server, session []command, say func(*server, command) string) {
+	t.Helper()
 	for _, c := range session {
-		saidA, saidB := a.etcdctl(t, c), b.etcdctl(t, c)
+		saidA, saidB := say(a, c), say(b, c)
 		if saidA != saidB {
 			t.Errorf("etcdctl %s\nstdin: %q\nA: %s\nB: %s", c.args, c.stdin, saidA, saidB)
 		}
