@@ -210,8 +210,7 @@ impl Background {
                 Outcome::More => rest.left().max(defragmenting.take_rest()),
                 Outcome::Done | Outcome::NoSpace => PAUSE,
             };
-            let ready = settler.can_defragment() && is_swept(views);
-            let ready = ready.then(|| swept(views));
+            let ready = all_swept(views).filter(|_| settler.can_defragment());
             let next = self.next(pause, outcome == Outcome::NoSpace, ready);
             if queue.is_closed() {
                 defragmenting.stop(settler)?;
@@ -237,7 +236,7 @@ impl Background {
                     }
                 }
                 None if settler.is_defragmenting() => defragmenting.go_on(settler)?,
-                None if !is_swept(views) => {
+                None if all_swept(views).is_none() => {
                     let outcome = settler.sweep()?;
                     if outcome == Outcome::More {
                         rest.begin();
@@ -336,15 +335,11 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// Compaction up to here is swept.
-fn swept(views: &Views) -> u64 {
-    views.load().settled().meta.swept
-}
-
-fn is_swept(views: &Views) -> bool {
+/// Up to where compaction is swept, if nothing is left to sweep.
+fn all_swept(views: &Views) -> Option<u64> {
     let view = views.load();
     let meta = &view.settled().meta;
-    meta.swept >= meta.floor.unwrap_or(0)
+    (meta.swept >= meta.floor.unwrap_or(0)).then_some(meta.swept)
 }
 
 #[cfg(test)]

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::command::{Answer, Command, Expire, Granted};
-use super::{AnswerRoom, Engine, LARGE_ANSWER_BYTES, LARGE_ANSWERS_BYTES, UNIT_BYTES};
+use super::{AnswerRoom, Engine, LARGE_ANSWER_BYTES, large_units};
 use crate::lease::{Renewal, Standing};
 use crate::mvcc::Error;
 use crate::storage::view::View;
@@ -125,12 +123,6 @@ impl Engine {
         Ok((self.read_apart(read).await?, Some(room)))
     }
 
-    async fn large_room(&self, units: u32) -> Result<Arc<OwnedSemaphorePermit>, Error> {
-        let room = Arc::clone(&self.large_answers);
-        let room = room.acquire_many_owned(units).await;
-        Ok(Arc::new(room.map_err(|_| Error::Stopped)?))
-    }
-
     /// All ids, soonest to end first, and the newest revision. The room is to be held until the
     /// answer is sent.
     pub async fn leases(self: &Arc<Self>) -> Result<(Vec<i64>, u64, AnswerRoom), Error> {
@@ -180,9 +172,4 @@ fn attached(view: &View, id: i64) -> Result<Attached, Error> {
         keys: view.attached(id, view.revision)?,
         revision: view.revision,
     })
-}
-
-/// The room that a large answer takes.
-fn large_units(bytes: usize) -> u32 {
-    (bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32
 }

@@ -378,7 +378,7 @@ impl Engine {
         let request = Arc::new(request);
         let units = |chosen: &Selection| match chosen.bytes() {
             ..=LARGE_ANSWER_BYTES => None,
-            bytes => Some((bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32),
+            bytes => Some(large_units(bytes)),
         };
         let select = Arc::clone(&request);
         let whole = move |view: &View, counts: &Counts| {
@@ -392,16 +392,14 @@ impl Engine {
             Ok(ranged) => return Ok((ranged, None)),
             Err(large) => large,
         };
-        let rooms = Arc::clone(&self.large_answers);
-        if let Ok(room) = Arc::clone(&rooms).try_acquire_many_owned(units) {
+        if let Ok(room) = Arc::clone(&self.large_answers).try_acquire_many_owned(units) {
             let fetch = move |view: &View, _: &Counts| chosen.fetch(view, newest);
             let ranged = self.run_apart(view, fetch).await?;
             return Ok((ranged, Some(Arc::new(room))));
         }
         // No view is held while others send their answers: what is there at a revision stays.
         drop((chosen, view));
-        let room = rooms.acquire_many_owned(units).await;
-        let room = room.map_err(|_| Error::Stopped)?;
+        let room = self.large_room(units).await?;
         let view = self.view();
         let (at, newest) = if request.revision <= 0 {
             (view.revision, view.revision)
@@ -412,7 +410,14 @@ impl Engine {
             all(range::select(view, &request, at, effort, counts)?).fetch(view, newest)
         };
         let ranged = self.run_apart(view, whole).await?;
-        Ok((ranged, Some(Arc::new(room))))
+        Ok((ranged, Some(room)))
+    }
+
+    /// Waits for the room of a large answer.
+    async fn large_room(&self, units: u32) -> Result<Arc<OwnedSemaphorePermit>, Error> {
+        let room = Arc::clone(&self.large_answers);
+        let room = room.acquire_many_owned(units).await;
+        Ok(Arc::new(room.map_err(|_| Error::Stopped)?))
     }
 
     /// Runs a read on a thread for reads, in the current view; if that is closed meanwhile, once
@@ -498,6 +503,11 @@ impl Engine {
         });
         done.await.unwrap_or(Err(Error::Stopped))
     }
+}
+
+/// The room that a large answer takes.
+fn large_units(bytes: usize) -> u32 {
+    (bytes.min(LARGE_ANSWERS_BYTES) / UNIT_BYTES) as u32
 }
 
 /// Waits for one of `threads`.

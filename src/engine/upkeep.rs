@@ -86,21 +86,22 @@ impl Upkeep {
 
     /// What came of a command that was asked.
     pub fn answered(&mut self, command: &Command, outcome: &Result<Answer, Error>) {
-        let now = self.leases.now_millis();
+        // Most commands need no look at the clock.
+        let now = || self.leases.now_millis();
         if let Command::KeepSigns = command {
             self.more = matches!(outcome, Ok(Answer::KeptSigns { more: true }));
         }
         match (command, outcome) {
-            (Command::Expire(Expire::Next), Err(_)) => self.expire_from = now + RETRY_MILLIS,
+            (Command::Expire(Expire::Next), Err(_)) => self.expire_from = now() + RETRY_MILLIS,
             (Command::KeepSigns, Ok(Answer::KeptSigns { more: false })) => {
-                self.keep_at = now + self.keep_pause;
+                self.keep_at = now() + self.keep_pause;
                 self.keep_pause = (2 * self.keep_pause).min(KEEP_PAUSE_MILLIS_MAX);
             }
-            (Command::KeepSigns, Err(_)) => self.keep_at = now + RETRY_MILLIS,
+            (Command::KeepSigns, Err(_)) => self.keep_at = now() + RETRY_MILLIS,
             (Command::ClearOwn, Ok(Answer::Cleared { was_there, .. })) if *was_there => {
                 info!("there is room under the quota again: cleared the alarm NOSPACE");
             }
-            (Command::ClearOwn, _) => self.clear_from = now + RETRY_MILLIS,
+            (Command::ClearOwn, _) => self.clear_from = now() + RETRY_MILLIS,
             _ => {}
         }
     }

@@ -203,12 +203,11 @@ impl Settler {
         Ok(self.data.sync_dir()?)
     }
 
-    /// Frees what no reader holds any more, memtables and an old file; whether any are left.
-    pub fn free_retired(&mut self) -> bool {
+    /// Frees what no reader holds any more, memtables and an old file.
+    pub fn free_retired(&mut self) {
         self.retired
             .retain(|memtable| Arc::strong_count(memtable) > 1);
         self.old.take_if(|old| !old.is_read());
-        !self.retired.is_empty() || self.old.is_some()
     }
 
     /// Tries to get back what was given up to a full disk.
