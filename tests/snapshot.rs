@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::Server;
 use metastore::clock::Clock;
-use metastore::engine::snapshots::PIECE_BYTES;
+use metastore::engine::snapshots::{PIECE_BYTES, Snapshot};
 use metastore::engine::{Compaction, Engine};
 use metastore::lease::Timing;
 use metastore::mvcc::hash;
@@ -196,8 +196,23 @@ impl Store {
         written.expect("there is room");
     }
 
+    /// Takes all that is left of a snapshot that nobody has taken from: whole pieces, and in the file as
+    /// many changes.
+    fn take_all(&self, snapshot: &mut Snapshot, changes: u64) {
+        let total = snapshot.bytes() as usize + TRAILER_BYTES;
+        let mut file = Vec::new();
+        self.runtime.block_on(async {
+            while let Some(piece) = snapshot.next().await.expect("it is whole") {
+                assert!(piece.len() == PIECE_BYTES || file.len() + PIECE_BYTES > total - 64);
+                file.extend_from_slice(&piece);
+            }
+        });
+        assert_eq!(file.len(), total);
+        assert!(rows_of(&file).contains(&("key".to_owned(), changes)));
+    }
+
     /// Begins a snapshot, and puts something, so that nobody else holds its view.
-    fn begin(&mut self) -> (metastore::engine::snapshots::Snapshot, Weak<View>) {
+    fn begin(&mut self) -> (Snapshot, Weak<View>) {
         let view = Arc::downgrade(&self.engine.view());
         let snapshot = self.runtime.block_on(self.engine.snapshot(member()));
         let snapshot = snapshot.expect("a snapshot is begun");
@@ -235,7 +250,6 @@ fn await_end_of(view: &Weak<View>) {
 fn a_slow_client_holds_no_view_and_gets_all() {
     let mut store = Store::with(10_000_000);
     let (mut snapshot, view) = store.begin();
-    let total = snapshot.bytes() as usize + TRAILER_BYTES;
     await_end_of(&view);
     let data = store.folders.path().join("data");
     let names = std::fs::read_dir(data).expect("the folder is there");
@@ -243,15 +257,7 @@ fn a_slow_client_holds_no_view_and_gets_all() {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .find(|name| name.contains("spool"));
     assert_eq!(spooled, None, "the file has no name");
-    let mut file = Vec::new();
-    store.runtime.block_on(async {
-        while let Some(piece) = snapshot.next().await.expect("the file is there") {
-            assert!(piece.len() == PIECE_BYTES || file.len() + PIECE_BYTES > total - 64);
-            file.extend_from_slice(&piece);
-        }
-    });
-    assert_eq!(file.len(), total);
-    assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
+    store.take_all(&mut snapshot, 100);
 }
 
 /// What reads all of a view asks at each row whether to go on, those that compaction has removed included.
@@ -294,15 +300,7 @@ fn a_slow_client_holds_nothing_in_memory() {
             matches!(spooled[..], [length] if length >= total as u64 + MARGIN_BYTES),
             "{spooled:?} of {total}"
         );
-        let mut file = Vec::new();
-        store.runtime.block_on(async {
-            while let Some(piece) = snapshot.next().await.expect("the file is there") {
-                assert!(piece.len() == PIECE_BYTES || file.len() + PIECE_BYTES > total - 64);
-                file.extend_from_slice(&piece);
-            }
-        });
-        assert_eq!(file.len(), total);
-        assert!(rows_of(&file).contains(&("key".to_owned(), bytes as u64 / 100_000)));
+        store.take_all(&mut snapshot, bytes as u64 / 100_000);
     }
 }
 
@@ -418,20 +416,12 @@ fn who_waits_for_a_thread_holds_no_view() {
 fn a_slow_client_gets_all_without_room_for_a_file() {
     let (mut store, wanted) = Store::with_room(10_000_000, Room::None);
     let (mut snapshot, view) = store.begin();
-    let total = snapshot.bytes() as usize + TRAILER_BYTES;
     let deadline = Instant::now() + WAIT_MAX;
     while times(&wanted) == 0 {
         assert!(Instant::now() < deadline, "no file was wanted");
         thread::sleep(Duration::from_millis(10));
     }
-    let mut file = Vec::new();
-    store.runtime.block_on(async {
-        while let Some(piece) = snapshot.next().await.expect("the thread has waited") {
-            file.extend_from_slice(&piece);
-        }
-    });
-    assert_eq!(file.len(), total);
-    assert!(rows_of(&file).contains(&("key".to_owned(), 100)));
+    store.take_all(&mut snapshot, 100);
     await_end_of(&view);
     assert_eq!(times(&wanted), 1);
 }
